@@ -1,0 +1,56 @@
+"""The errors of the project, as one tree.
+
+    AnnotatorError
+    ├── InputError           a value given by a person is wrong: the message names the value and the remedy (exit code 2)
+    │   ├── TaxonomyError        an unknown class, a malformed class file
+    │   └── ImportSourceError    a source that cannot be read or is not what its format says
+    ├── WorkspaceError       the workspace is missing, of another version, on a network file system, full
+    │   └── WorkspaceBusyError   another process holds the workspace or the port
+    ├── NotFoundError        an image, annotation, user or job that does not exist
+    ├── AuthError            not signed in, wrong password, disabled account
+    │   └── ForbiddenError       signed in, but the role does not allow it
+    └── LearnerError         a training run failed; the message carries the last lines of its log
+
+`ValueError` stays for programming errors on arguments inside the code; whatever crosses a boundary (command line,
+HTTP, file) is one of these.
+"""
+
+
+class AnnotatorError(Exception):
+    """Base of every error that the project raises on purpose."""
+
+
+class InputError(AnnotatorError):
+    """A value given by a person is wrong; the message names the value and the remedy."""
+
+
+class TaxonomyError(InputError):
+    """An unknown class or a malformed class file."""
+
+
+class ImportSourceError(InputError):
+    """An import source that cannot be read or does not have the layout its format promises."""
+
+
+class WorkspaceError(AnnotatorError):
+    """The workspace is missing, of another version, on a network file system, or its disk is full."""
+
+
+class WorkspaceBusyError(WorkspaceError):
+    """Another process holds the workspace or the port."""
+
+
+class NotFoundError(AnnotatorError):
+    """An image, annotation, user or job that does not exist."""
+
+
+class AuthError(AnnotatorError):
+    """Not signed in, a wrong password, or a disabled account."""
+
+
+class ForbiddenError(AuthError):
+    """Signed in, but the role does not allow it."""
+
+
+class LearnerError(AnnotatorError):
+    """A training run failed; the message carries the last lines of its log."""

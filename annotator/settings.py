@@ -1,0 +1,198 @@
+"""The settings of a workspace: one `workspace.yaml`, read once at start, unknown keys refused.
+
+Every field can be overridden by an environment variable `ANNOTATOR_<SECTION>__<FIELD>`, e.g. `ANNOTATOR_LEARNER__DEVICE=cuda`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from annotator import taxonomy
+from annotator.errors import InputError, WorkspaceError
+
+FILE = "workspace.yaml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shares(_Section):
+    """How the queue is mixed; the shares are normalised to one over the arms that have anything to offer."""
+
+    coverage: float = Field(0.30, ge=0, le=1)
+    uncertain: float = Field(0.35, ge=0, le=1)
+    review: float = Field(0.15, ge=0, le=1)
+    quota: float = Field(0.15, ge=0, le=1)
+    random: float = Field(0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _some(self) -> "Shares":
+        if self.total <= 0:
+            raise ValueError("at least one share must be above 0")
+        return self
+
+    @property
+    def total(self) -> float:
+        """The sum of the shares."""
+        return self.coverage + self.uncertain + self.review + self.quota + self.random
+
+
+class QueueSettings(_Section):
+    """The order in which faces are asked for."""
+
+    shares: Shares = Shares()
+    lease_seconds: float = Field(120.0, gt=0)
+    reserve_every: int = Field(10, ge=2, description="one in this many random-arm faces is kept for validation")
+    max_leases_per_user: int = Field(50, ge=1)
+
+
+class ServerSettings(_Section):
+    """Where the web server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(7860, ge=0, le=65535)
+    allowed_hosts: tuple[str, ...] = ()
+    session_days: float = Field(14.0, gt=0)
+
+
+class LearnerSettings(_Section):
+    """What is trained, when, and with how much of the machine."""
+
+    method: str = "lion"
+    backbone: str = "resnet10_small"
+    weights: str | None = Field(None, description="path of safetensors/weights_only file, 'timm', or null for none")
+    image_size: int = Field(48, ge=16, le=512)
+    device: str = "auto"
+    threads: int = Field(1, ge=1)
+    round_minutes: float = Field(5.0, gt=0)
+    new_labels: int = Field(50, ge=1, description="a round starts after this many new labels")
+    max_wait_minutes: float = Field(30.0, gt=0, description="or after this long with at least one new label")
+    min_labels: int = Field(16, ge=2, description="no round before this many labeled faces")
+    keep_generations: int = Field(3, ge=2)
+    keep_snapshots: int = Field(5, ge=2)
+
+
+class ImportSettings(_Section):
+    """Limits under which images are decoded."""
+
+    max_bytes: int = Field(20_000_000, gt=0)
+    max_pixels: int = Field(40_000_000, gt=0)
+    min_side: int = Field(16, ge=1)
+
+
+class Settings(BaseSettings):
+    """Everything in `workspace.yaml`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="ANNOTATOR_", env_nested_delimiter="__"
+    )
+
+    name: str = "faces"
+    classes: tuple[str, ...] = taxonomy.FERPLUS.slugs
+    taxonomy_name: str = "ferplus"
+    taxonomy_version: int = Field(1, ge=1)
+    database: str | None = Field(None, description="SQLAlchemy URL; null means annotator.db in the workspace")
+    queue: QueueSettings = QueueSettings()
+    server: ServerSettings = ServerSettings()
+    learner: LearnerSettings = LearnerSettings()
+    imports: ImportSettings = ImportSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file."""
+        return env_settings, init_settings
+
+    @property
+    def taxonomy(self) -> taxonomy.Taxonomy:
+        """The workspace's classes."""
+        built = taxonomy.custom(self.taxonomy_name, list(self.classes))
+        return taxonomy.Taxonomy(built.name, self.taxonomy_version, built.classes)
+
+
+class Workspace:
+    """A workspace folder and its settings. Holds no connection: open a `LabelStore` for that."""
+
+    def __init__(self, root: Path, settings: Settings) -> None:
+        self.root = root
+        self.settings = settings
+
+    @classmethod
+    def open(cls, root: str | Path) -> "Workspace":
+        """Open an existing workspace.
+
+        Raises:
+            WorkspaceError: there is no `workspace.yaml`.
+            InputError: the file or an environment variable holds a wrong value.
+        """
+        folder = Path(root).resolve()
+        path = folder / FILE
+        if not path.is_file():
+            raise WorkspaceError(f"{folder} is no workspace (no {FILE}); make one with: annotator init {root}")
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise InputError(f"{path} must hold a mapping, not a {type(data).__name__}")
+        return cls(folder, _validate(data, str(path)))
+
+    @classmethod
+    def create(cls, root: str | Path, classes: taxonomy.Taxonomy, **overrides: Any) -> "Workspace":
+        """Make a new workspace folder with its `workspace.yaml`.
+
+        Raises:
+            WorkspaceError: a workspace or other files are there already.
+        """
+        folder = Path(root).resolve()
+        if (folder / FILE).exists():
+            raise WorkspaceError(f"{folder} is a workspace already")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise WorkspaceError(f"{folder} exists and is not an empty folder; name a new one")
+        data: dict[str, Any] = {
+            "name": folder.name,
+            "taxonomy_name": classes.name,
+            "taxonomy_version": classes.version,
+            "classes": list(classes.slugs),
+            **overrides,
+        }
+        settings = _validate(data, FILE)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        temporary = folder / f".{FILE}.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / FILE)
+        return cls(folder, settings)
+
+    @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL of the store."""
+        return self.settings.database or f"sqlite:///{self.root / 'annotator.db'}"
+
+    def folder(self, kind: Literal["cache", "encoders", "snapshots", "scores", "runs", "backups"]) -> Path:
+        """Return a subfolder of the workspace, made when missing."""
+        path = self.root / kind
+        path.mkdir(exist_ok=True)
+        return path
+
+
+def _validate(data: dict[str, Any], where: str) -> Settings:
+    try:
+        return Settings(**data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (got {e.get('input')!r})"
+            for e in error.errors(include_url=False)
+        )
+        raise InputError(f"{where}: {problems}") from error

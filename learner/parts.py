@@ -1,0 +1,241 @@
+"""The parts that a recipe is made of, and the data that flows between them (ALGORITHMS.md 10).
+
+No method inherits from another: a method is a `Recipe`, which is data. Each part works on plain tensors.
+
+One step, in this order (`learner.trainer`):
+
+1. forward of every view in `Recipe.views`, with gradient only where a loss term says so;
+2. the scorer reads every weak view and the labeled one; several weak views are averaged in probability space;
+3. `Keeper.before_target`, then the targeter makes the `Target`, then `Keeper.before_loss`;
+4. the weighted losses, backward, optimiser step, EMA step;
+5. `Keeper.observe`;
+6. per-row signals.
+
+Everything in a `Target` and in a keeper's state is computed without gradient and in float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from learner.state import SampleTable
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step's images. `labeled` views hold people's answers, `unlabeled` views none. All tensors on one device.
+
+    rows (B_l,) int64; x (B_l,3,H,W) weak view in [0,1] normalised; target (B_l,K) float, rows sum to one (one-hot for one
+    class, uniform on the set for a candidate set, vote shares for votes); allowed (B_l,K) bool, the candidate set, all true
+    when a bare "not these" was given minus those; excluded (B_l,K) bool, people's "not these"; given (B_l,) int64, the
+    single class a person gave or -1; locked (B_l,) bool, adjudicated.
+    unlabeled_rows (B_u,) int64; views: "w" weak, "s" strong (and "w2", "s2" where asked), each (B_u,3,H,W).
+    """
+
+    rows: Tensor
+    x: Tensor
+    target: Tensor
+    allowed: Tensor
+    excluded: Tensor
+    given: Tensor
+    locked: Tensor
+    unlabeled_rows: Tensor
+    views: dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class NetOut:
+    """What the network says about one view: f_raw (B,d) pooled, f (B,d) after adapters, z (B,K) logits."""
+
+    f_raw: Tensor
+    f: Tensor
+    z: Tensor
+    aux: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Scores:
+    """A reading of network outputs: p (B,K) in [0,1] summing to one, conf (B,) its maximum, hard (B,) its argmax."""
+
+    p: Tensor
+    conf: Tensor
+    hard: Tensor
+
+    @staticmethod
+    def of(p: Tensor) -> "Scores":
+        """Read probabilities; ties go to the lowest class."""
+        conf = p.max(dim=1).values
+        hard = (p >= conf[:, None]).to(torch.uint8).argmax(dim=1)
+        return Scores(p, conf, hard)
+
+
+@dataclass(slots=True)
+class Target:
+    """What the unlabeled half of the step trains on.
+
+    hard (B_u,) int64 pseudo-label; weight (B_u,) in [0,1] (the mask); subset (B_u,) bool, the confident or reliable part;
+    soft (B_u,K) or None; positive (B_u,K) bool or None; negative (B_u,K) bool or None, complementary labels.
+    """
+
+    hard: Tensor
+    weight: Tensor
+    subset: Tensor
+    soft: Tensor | None = None
+    positive: Tensor | None = None
+    negative: Tensor | None = None
+
+
+@dataclass(slots=True)
+class LabeledTarget:
+    """What the labeled half of the step trains on: soft targets (B_l,K) and weights (B_l,) >= 0 (0 leaves a sample out)."""
+
+    soft: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where training is: steps over the life of the workspace and inside this run (ALGORITHMS.md 10.6)."""
+
+    lifetime_step: int
+    round: int
+    step: int
+    steps: int
+    method_epoch_len: int = 800
+    ramp_scope: str = "run"
+
+    @property
+    def clock_step(self) -> int:
+        """The step that ramps count: of the run in benchmarks, of the lifetime in the annotation loop."""
+        return self.step if self.ramp_scope == "run" else self.lifetime_step
+
+    @property
+    def method_epoch(self) -> float:
+        """The papers' epoch, a fixed number of steps."""
+        return self.clock_step / self.method_epoch_len
+
+    @property
+    def progress(self) -> float:
+        """Share of this run that is done, in [0, 1]."""
+        return self.step / max(1, self.steps)
+
+
+@dataclass(slots=True)
+class StepContext:
+    """Everything a part may read in one step; `signals` is where parts leave per-row columns."""
+
+    batch: Batch
+    outs: dict[str, NetOut]  # "l", "w", "s", …
+    scores: dict[str, Scores]  # "l" and "w"
+    clock: Clock
+    num_classes: int
+    labeled: LabeledTarget
+    target: Target | None = None
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Scorer(Protocol):
+    """How a network output is read, for pseudo-labels and for evaluation."""
+
+    def __call__(self, out: NetOut) -> Scores: ...
+
+
+class Targeter(Protocol):
+    """Turns the scores of the weak view into targets."""
+
+    def __call__(self, scores: Scores, rows: Tensor, clock: Clock) -> Target: ...
+
+
+class LossTerm(Protocol):
+    """One term of the objective. `views` are the unlabeled views it reads, `grad_views` those that it trains."""
+
+    name: str
+    views: frozenset[str]
+    grad_views: frozenset[str]
+
+    def __call__(self, ctx: StepContext) -> Tensor: ...
+
+
+class Keeper(Protocol):
+    """Bookkeeping across steps: prototypes, banks, label doubts. State is per class or by row, never by position."""
+
+    name: str
+
+    def before_target(self, ctx: StepContext) -> None: ...
+
+    def before_loss(self, ctx: StepContext) -> None: ...
+
+    def observe(self, ctx: StepContext) -> None: ...
+
+    def on_event(self, event: "Event") -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+    def signals(self, rows: Tensor, scores: Scores, view: "LabelView") -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a sample between two rounds (ALGORITHMS.md 11.4).
+
+    kind: labelled | label_changed | label_removed | sample_added | sample_removed | round_started.
+    old and new are class indices or -1.
+    """
+
+    kind: str
+    row: int = -1
+    old: int = -1
+    new: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class LabelView:
+    """People's answers frozen at one `label_seq`, as arrays aligned by position; `rows` is ascending.
+
+    rows (L,) int64; target (L,K) float32; allowed, excluded (L,K) bool; given (L,) int64 or -1; locked (L,) bool;
+    stamp (L,) int64, the seq of the last annotation that counted for this row.
+    """
+
+    label_seq: int
+    classes: tuple[str, ...]
+    rows: Tensor
+    target: Tensor
+    allowed: Tensor
+    excluded: Tensor
+    given: Tensor
+    locked: Tensor
+    stamp: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A method as data: what `learner.methods` returns and `learner.trainer` runs."""
+
+    name: str
+    losses: Sequence[tuple[LossTerm, float]]
+    scorer: Scorer
+    targeter: Targeter | None = None
+    keepers: Sequence[Keeper] = ()
+    tables: Sequence[SampleTable] = ()
+    feature_norm: str = "none"  # none | l2
+    feature_scale: float = 16.0
+    feature_adapters: Sequence[nn.Module] = ()
+    logit_adapters: Sequence[nn.Module] = ()
+    forward_mode: str = "concat"  # concat | separate
+    pseudo_source: str = "ema_eval"  # student_train | student_eval | ema_eval
+
+    @property
+    def views(self) -> frozenset[str]:
+        """The unlabeled views that the parts need."""
+        needed = {v for term, _ in self.losses for v in term.views}
+        return frozenset(needed | ({"w"} if self.targeter is not None else set()))
+
+    @property
+    def grad_views(self) -> frozenset[str]:
+        """The unlabeled views that receive gradient."""
+        return frozenset(v for term, _ in self.losses for v in term.grad_views)
