@@ -1,0 +1,86 @@
+"""Run the learner: as a process beside the page, once for cron, or to evaluate."""
+
+import re
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from annotator.commands.console import JsonFlag, WorkspaceArg, err, opened, out, print_json, progress_bar
+from annotator.errors import InputError
+from annotator.settings import Workspace
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to `app`."""
+    app.command("learn")(learn)
+    app.command("retrain")(retrain)
+    app.command("evaluate")(evaluate)
+
+
+def learn(ws: WorkspaceArg) -> None:
+    """Watch for answers: reorder the queue after each, retrain when enough are new."""
+    from annotator.loop.learn import LearnerProcess
+
+    LearnerProcess(Workspace.open(ws)).run()
+
+
+def parse_interval(text: str) -> float:
+    """Return the seconds of an interval such as 45s, 30m, 2h or 1d.
+
+    Raises:
+        InputError: the text has another form or is not above zero.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise InputError(f"interval {text!r}: give a number above 0 with a unit, such as 45s, 30m, 2h or 1d")
+    return seconds
+
+
+def retrain(
+    ws: WorkspaceArg,
+    method: Annotated[str | None, typer.Option(help="The recipe to train; default: the workspace's.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file that overrides the run's configuration.")] = None,
+    if_new_labels: Annotated[
+        int | None, typer.Option(min=0, help="Do nothing unless this many labels are new since the last round.")
+    ] = None,
+    every: Annotated[str | None, typer.Option(help="Repeat after this long: 45s, 30m, 2h, 1d.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train one round now and publish it; with --every, again and again."""
+    from annotator.loop.retrain import retrain_once
+
+    pause = parse_interval(every) if every is not None else None
+    while True:
+        with progress_bar("training") as progress:
+            result = retrain_once(
+                Workspace.open(ws), method=method, config=config, if_new_labels=if_new_labels, progress=progress
+            )
+        if as_json:
+            print_json(result.as_dict())
+        else:
+            out.print(result.summary(), markup=False)
+        if pause is None:
+            return
+        err.print(f"next round in {every}", markup=False)
+        time.sleep(pause)
+
+
+def evaluate(
+    ws: WorkspaceArg,
+    split: Annotated[str, typer.Option(help="val, or test (look at a test split once).")] = "val",
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure the serving model and the newest snapshot against the truth of a split."""
+    from annotator.loop.evaluate import evaluate_split
+
+    with opened(ws) as (workspace, store), progress_bar("evaluating") as progress:
+        report = evaluate_split(workspace, store, split, progress=progress)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        out.print(report.summary(), markup=False)

@@ -1,0 +1,106 @@
+"""`annotator up`: the page and the learner as two processes, each started again when it dies."""
+
+import json
+import logging
+import signal
+import subprocess
+import threading
+import time
+from types import FrameType
+
+from annotator.errors import WorkspaceError
+from annotator.loop.processes import start_child, stop_child
+from annotator.settings import Workspace
+
+log = logging.getLogger(__name__)
+
+REFUSED = 2
+"""Exit code of a child whose settings or workspace are wrong: starting it again would not help."""
+STEADY_SECONDS = 30.0
+"""A child that lived this long starts again at once; one that dies sooner waits longer every time."""
+MAX_PAUSE_SECONDS = 10.0
+GRACE_SECONDS = 15.0
+
+
+class _Worker:
+    """One supervised child."""
+
+    def __init__(self, name: str, arguments: list[str], nice: int) -> None:
+        self.name = name
+        self._arguments = arguments
+        self._nice = nice
+        self._pause = 0.0
+        self._due = 0.0
+        self._started = 0.0
+        self._child: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+
+    def tend(self) -> int | None:
+        """Start the child when it is due; return its exit code when it has refused to run."""
+        if self._child is None:
+            if time.monotonic() >= self._due:
+                self._child = start_child(["-m", "annotator", *self._arguments], nice=self._nice)
+                self._started = time.monotonic()
+                self.starts += 1
+            return None
+        code = self._child.poll()
+        if code is None:
+            return None
+        self._child = None
+        if code == REFUSED:
+            return code
+        steady = time.monotonic() - self._started >= STEADY_SECONDS
+        self._pause = 0.0 if steady else min(MAX_PAUSE_SECONDS, max(0.25, self._pause * 2))
+        self._due = time.monotonic() + self._pause
+        log.warning("%s ended with code %s; starting it again in %.2f s", self.name, code, self._pause)
+        return None
+
+    def stop(self) -> None:
+        """End the child and wait for it."""
+        if self._child is not None:
+            stop_child(self._child, GRACE_SECONDS)
+            self._child = None
+
+
+def supervise(workspace: Workspace, host: str | None, port: int | None) -> None:
+    """Run the page and the learner until a signal to stop arrives.
+
+    Raises:
+        WorkspaceError: a child refused to run (another server holds the workspace or the port, a wrong setting).
+    """
+    root = str(workspace.root)
+    listen = [*(["--host", host] if host is not None else []), *(["--port", str(port)] if port is not None else [])]
+    workers = [
+        _Worker("the page", ["serve", root, *listen], nice=0),
+        _Worker("the learner", ["learn", root], nice=10),
+    ]
+    stopping = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    announced = False
+    began = time.time()
+    try:
+        while not stopping.is_set():
+            for worker in workers:
+                if worker.tend() is not None:
+                    raise WorkspaceError(f"{worker.name} could not start on {root}; its message is above")
+            announced = announced or _announce(workspace, began)
+            stopping.wait(0.1)
+    finally:
+        for worker in workers:
+            worker.stop()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _announce(workspace: Workspace, began: float) -> bool:
+    """Print the page's address once the server has written it; one left by a killed server does not count."""
+    path = workspace.root / "server.json"
+    if not path.is_file() or path.stat().st_mtime < began:
+        return False
+    data = json.loads(path.read_text(encoding="utf-8"))
+    print(f"label at http://{data['host']}:{data['port']}/", flush=True)  # noqa: T201
+    return True
