@@ -88,9 +88,7 @@ class ImportSettings(_Section):
 class Settings(BaseSettings):
     """Everything in `workspace.yaml`."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="ANNOTATOR_", env_nested_delimiter="__"
-    )
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="ANNOTATOR_", env_nested_delimiter="__")
 
     name: str = "faces"
     classes: tuple[str, ...] = taxonomy.FERPLUS.slugs

@@ -13,7 +13,7 @@ import yaml
 from annotator.errors import TaxonomyError
 
 _SLUG = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-MAX_CLASSES = 32
+MAX_CLASSES = 30
 """Sets of classes travel as 64-bit masks and every class needs a key of its own."""
 
 
@@ -96,9 +96,7 @@ def _build(name: str, slugs: tuple[str, ...]) -> Taxonomy:
     return Taxonomy(name, 1, tuple(classes))
 
 
-FERPLUS = _build(
-    "ferplus", ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
-)
+FERPLUS = _build("ferplus", ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"))
 RAFDB = _build("rafdb", ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"))
 AFFECTNET7 = _build("affectnet7", ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger"))
 AFFECTNET8 = _build(
