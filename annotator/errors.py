@@ -2,13 +2,16 @@
 
     AnnotatorError
     ├── InputError           a value given by a person is wrong: the message names the value and the remedy (exit code 2)
+    │   ├── ConflictError        a `client_id` that is another person's, an answer that is undone already
     │   ├── TaxonomyError        an unknown class, a malformed class file
     │   └── ImportSourceError    a source that cannot be read or is not what its format says
     ├── WorkspaceError       the workspace is missing, of another version, on a network file system, full
+    │   ├── OverloadedError      too much is waiting to be written: nothing was stored, send it again
     │   └── WorkspaceBusyError   another process holds the workspace or the port
     ├── NotFoundError        an image, annotation, user or job that does not exist
     ├── AuthError            not signed in, wrong password, disabled account
-    │   └── ForbiddenError       signed in, but the role does not allow it
+    │   ├── ForbiddenError       signed in, but the role does not allow it
+    │   └── TooManyAttemptsError too many wrong passwords: wait before the next one
     └── LearnerError         a training run failed; the message carries the last lines of its log
 
 `ValueError` stays for programming errors on arguments inside the code; whatever crosses a boundary (command line,
@@ -24,6 +27,10 @@ class InputError(AnnotatorError):
     """A value given by a person is wrong; the message names the value and the remedy."""
 
 
+class ConflictError(InputError):
+    """The value contradicts what is stored: a `client_id` of another person, an answer that is undone already."""
+
+
 class TaxonomyError(InputError):
     """An unknown class or a malformed class file."""
 
@@ -34,6 +41,10 @@ class ImportSourceError(InputError):
 
 class WorkspaceError(AnnotatorError):
     """The workspace is missing, of another version, on a network file system, or its disk is full."""
+
+
+class OverloadedError(WorkspaceError):
+    """Too much is waiting to be written; nothing was stored, the same request may be sent again."""
 
 
 class WorkspaceBusyError(WorkspaceError):
@@ -50,6 +61,10 @@ class AuthError(AnnotatorError):
 
 class ForbiddenError(AuthError):
     """Signed in, but the role does not allow it."""
+
+
+class TooManyAttemptsError(AuthError):
+    """Too many wrong passwords for this name or from this address; the message says how long to wait."""
 
 
 class LearnerError(AnnotatorError):
