@@ -34,11 +34,11 @@ ARRAYS: dict[str, str] = {
 class Scores:
     """One generation. N rows were read, M of them are in the order to ask.
 
-    rows (N,) int64 ascending, group representatives of the active pool; probs (N, K) float32, rows sum to one (all equal
-    to 1/K while there is no model, i.e. in every mode but "fast"); order (M,) int64, rows in the order to ask, each at
+    rows (N,) int64 ascending, group representatives of the active pool; probs (N, K) float32, rows sum to one (all 1/K
+    while there is no model, i.e. in every mode but "fast"); order (M,) int64, rows in the order to ask, each at
     most once; aligned with it: arms (M,) uint8, index into `records.ARMS`; candidates (M,) int64, bit mask of the
-    candidate set, 0 when there is no model; given (M,) int8, the label under review (the class named when a group is
-    disputed over several) or -1; blind (M,) bool, a random face reserved for validation: nothing may be suggested.
+    candidate set, 0 when there is no model; given (M,) int8, the label under review, or -1 (also where people disagree:
+    then the candidate set is what they said); blind (M,) bool, a random face reserved for validation: nothing may be suggested.
     meta: id, model_version, mode, label_seq, encoder, signals (a snapshot id or None), classes, shares, temperature,
     created_at (ISO 8601, UTC).
     """
@@ -90,7 +90,8 @@ class Scores:
         index = int(np.searchsorted(self.rows, row))
         if index == len(self.rows) or self.rows[index] != row:
             return None
-        return self.probs[index]
+        found: NDArray[np.float32] = self.probs[index]
+        return found
 
 
 class ScoresReader:
@@ -123,7 +124,7 @@ class ScoresReader:
 def _check(scores: Scores, folder: Path) -> None:
     shapes = {name: getattr(scores, name).shape for name in ARRAYS}
     count, asked = shapes["rows"][0], shapes["order"][0]
-    wanted = {name: (asked,) for name in ("order", "arms", "candidates", "given", "blind")}
+    wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("order", "arms", "candidates", "given", "blind"), (asked,))
     wanted |= {"rows": (count,), "probs": (count, len(scores.meta.get("classes", ())))}
     wrong = {name: shapes[name] for name in ARRAYS if shapes[name] != wanted[name]}
     types = {
