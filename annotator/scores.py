@@ -38,7 +38,8 @@ class Scores:
     while there is no model, i.e. in every mode but "fast"); order (M,) int64, rows in the order to ask, each at
     most once; aligned with it: arms (M,) uint8, index into `records.ARMS`; candidates (M,) int64, bit mask of the
     candidate set, 0 when there is no model; given (M,) int8, the label under review, or -1 (also where people disagree:
-    then the candidate set is what they said); blind (M,) bool, a random face reserved for validation: nothing may be suggested.
+    then the candidate set is what they said); blind (M,) bool, a random face reserved for validation: nothing may be
+    suggested for it.
     meta: id, model_version, mode, label_seq, encoder, signals (a snapshot id or None), classes, shares, temperature,
     created_at (ISO 8601, UTC).
     """
