@@ -22,7 +22,7 @@ NUM_TARGETS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Herding:
-    """A sampled kernel: candidate rows (C,) ascending, kernel (C, E) in [0, 1], covered (E,) by faces labeled so far."""
+    """A sampled kernel: candidate rows (C,) ascending, kernel (C, E) in [0, 1], covered (E,) by labeled faces."""
 
     rows: Rows
     kernel: F32
