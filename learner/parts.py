@@ -152,9 +152,14 @@ class Targeter(Protocol):
 class LossTerm(Protocol):
     """One term of the objective. `views` are the unlabeled views it reads, `grad_views` those that it trains."""
 
-    name: str
-    views: frozenset[str]
-    grad_views: frozenset[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def views(self) -> frozenset[str]: ...
+
+    @property
+    def grad_views(self) -> frozenset[str]: ...
 
     def __call__(self, ctx: StepContext) -> Tensor: ...
 
@@ -162,7 +167,8 @@ class LossTerm(Protocol):
 class Keeper(Protocol):
     """Bookkeeping across steps: prototypes, banks, label doubts. State is per class or by row, never by position."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def before_target(self, ctx: StepContext) -> None: ...
 
@@ -184,7 +190,8 @@ class Event:
     """Something that happened to a sample between two rounds (ALGORITHMS.md 11.4).
 
     kind: labelled | label_changed | label_removed | sample_added | sample_removed | round_started.
-    old and new are class indices or -1.
+    old and new are class indices or -1; `round_started` carries the number of the round in `new`. An answer that repeats
+    the label it replaces is a `label_changed` too: a person has spoken again, so what the model thought is dropped.
     """
 
     kind: str
