@@ -23,7 +23,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def key(*parts: int) -> int:
     """Mix integers into one 63-bit key, usable as a seed."""
-    state = np.zeros(1, np.uint64)
+    state: NDArray[np.uint64] = np.zeros(1, np.uint64)
     for part in parts:
         state = _mix(state ^ np.array([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
     return int(state[0] >> np.uint64(1))

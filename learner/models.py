@@ -1,0 +1,205 @@
+"""The network: a timm backbone by name, feature adapters, a linear head; its averaged copy; and weights from a file."""
+
+import copy
+import math
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import register_model
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from learner.config import BackboneConfig, EmaConfig
+from learner.errors import CheckpointError, InputError
+from learner.parts import NetOut, Recipe
+
+HEAD_PREFIXES = ("fc.", "head.", "classifier.", "head_drop.", "module.fc.")
+WRAPPERS = ("module.", "model.", "backbone.", "encoder.", "base.")
+
+
+@register_model
+def resnet10_small(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """Build a four-block ResNet for small faces on a CPU: 3×3 stem of stride 2, no max-pool, 1.2 M weights."""
+    if pretrained:
+        raise InputError("resnet10_small has no published weights; give a file or leave weights out")
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        kwargs.pop(key, None)
+    block: Any = BasicBlock
+    model: Any = ResNet(block, (1, 1, 1, 1), channels=(32, 64, 128, 256), stem_width=16, stem_type="deep", **kwargs)
+    model.conv1 = nn.Conv2d(kwargs.get("in_chans", 3), 32, 3, stride=2, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return cast(ResNet, model)
+
+
+class Network(nn.Module):
+    """Backbone → dropout → feature adapters → optional unit length times a scale → linear head → logit adapters."""
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, num_classes: int, recipe: Recipe, dropout: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.feature_dim = feature_dim
+        self.dropout = dropout
+        self.feature_norm = recipe.feature_norm
+        self.scale = recipe.feature_scale if recipe.feature_norm == "l2" else 1.0
+        self.feature_adapters = nn.ModuleList(recipe.feature_adapters)
+        self.head = nn.Linear(feature_dim, num_classes)
+        self.logit_adapters = nn.ModuleList(recipe.logit_adapters)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Map images (B,3,H,W) to pooled features (B,d), adapted features (B,d), logits (B,K) and auxiliary outputs."""
+        aux: dict[str, Tensor] = {}
+        f_raw = self.backbone(x)
+        f = F.dropout(f_raw, self.dropout, self.training)
+        for adapter in self.feature_adapters:
+            f = adapter(f, aux)
+        f = f.float()
+        if self.feature_norm == "l2":
+            f = F.normalize(f, dim=1)
+        z = self.head(f * self.scale)
+        for adapter in self.logit_adapters:
+            z = adapter(z, f, aux)
+        return f_raw, f, z, aux
+
+
+def run(network: nn.Module, x: Tensor) -> NetOut:
+    """Call a network and name what it returns; float32 whatever the precision it ran in."""
+    f_raw, f, z, aux = network(x)
+    return NetOut(f_raw.float(), f.float(), z.float(), aux)
+
+
+def make_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, int]:
+    """Make the named timm backbone with pooled output and its first weights; return it and its feature width.
+
+    Raises:
+        InputError: no such backbone.
+        CheckpointError: the weight file is missing, refused or does not fit, or the hub cannot be reached.
+    """
+    if not timm.is_model(config.name):
+        near = ", ".join(timm.list_models(f"*{config.name[:6]}*")[:5])
+        raise InputError(
+            f"no backbone {config.name!r} in timm {timm.__version__}" + (f"; near: {near}" if near else "")
+        )
+    extra: dict[str, Any] = {}
+    cfg = timm.get_pretrained_cfg(config.name)
+    if cfg is not None and cfg.fixed_input_size:
+        extra["img_size"] = image_size
+    try:
+        backbone: nn.Module = timm.create_model(
+            config.name, pretrained=config.weights == "timm", num_classes=0, **extra
+        )
+    except (OSError, RuntimeError) as error:
+        if config.weights != "timm":
+            raise
+        raise CheckpointError(f"cannot get weights of {config.name} from timm's hub: {error}; give a file") from error
+    if config.weights not in (None, "timm"):
+        load_backbone(backbone, Path(str(config.weights)))
+    return backbone, int(backbone.num_features)  # type: ignore[arg-type]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors from a safetensors file or a `weights_only` checkpoint; pickled code is refused.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weight file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds pickled objects, which can run code; save it as safetensors or a plain state dict of tensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    for name in ("state_dict", "model", "model_state_dict"):
+        if isinstance(data, Mapping) and isinstance(data.get(name), Mapping):
+            data = data[name]
+    if not isinstance(data, Mapping) or not all(isinstance(v, Tensor) for v in data.values()):
+        raise CheckpointError(f"{path} holds no state dict of tensors")
+    return {str(k): v for k, v in data.items()}
+
+
+def load_backbone(backbone: nn.Module, path: Path) -> None:
+    """Load a backbone's weights from a file, whatever wrapper its keys carry; a classification head is left out.
+
+    Raises:
+        CheckpointError: keys or shapes do not fit; the message lists them.
+    """
+    wanted = backbone.state_dict()
+    given: dict[str, Tensor] = {}
+    for name, tensor in read_weights(path).items():
+        stripped = name
+        while stripped not in wanted and stripped.startswith(WRAPPERS):
+            stripped = stripped.split(".", 1)[1]
+        given[stripped] = tensor
+    given = {k: v for k, v in given.items() if k in wanted or not k.startswith(HEAD_PREFIXES)}
+    missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in given if k not in wanted]
+    misshapen = [
+        f"{k} {tuple(v.shape)} not {tuple(wanted[k].shape)}"
+        for k, v in given.items()
+        if k in wanted and v.shape != wanted[k].shape
+    ]
+    if missing or unknown or misshapen:
+        problems = [
+            f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
+            for what, keys in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen))
+            if keys
+        ]
+        raise CheckpointError(f"weights in {path} do not fit this backbone: {'; '.join(problems)}")
+    backbone.load_state_dict(given, strict=False)
+
+
+def build_network(
+    config: BackboneConfig, image_size: int, num_classes: int, recipe: Recipe, made: tuple[nn.Module, int]
+) -> Network:
+    """Join a backbone made by `make_backbone` with the recipe's adapters and a fresh head, channels last."""
+    backbone, feature_dim = made
+    network = Network(backbone, feature_dim, num_classes, recipe, config.dropout)
+    return network.to(memory_format=torch.channels_last)
+
+
+class Ema:
+    """Averaged copy of a network (ALGORITHMS.md 1.3): parameters and float buffers averaged, integer buffers copied.
+
+    It is always in eval mode and receives no gradient.
+    """
+
+    def __init__(self, network: nn.Module, config: EmaConfig) -> None:
+        self.config = config
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    def decay(self, lifetime_step: int) -> float:
+        """Return the factor of the old average at a lifetime step."""
+        if not self.config.warmup:
+            return self.config.decay
+        return min(self.config.decay, (1 + lifetime_step) / (10 + lifetime_step))
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, lifetime_step: int) -> None:
+        """Move the average towards the network by one step."""
+        m = self.decay(lifetime_step)
+        mine, theirs = self.network.state_dict(), network.state_dict()
+        average = [k for k, v in mine.items() if v.is_floating_point()]
+        torch._foreach_lerp_([mine[k] for k in average], [theirs[k] for k in average], 1 - m)
+        for name, value in mine.items():
+            if not value.is_floating_point():
+                value.copy_(theirs[name])
+
+
+def half_life(decay: float) -> float:
+    """Return the number of steps after which half of an average is new."""
+    return math.log(0.5) / math.log(decay)
