@@ -28,10 +28,11 @@ from learner.state import SampleTable
 class Batch:
     """One step's images. `labeled` views hold people's answers, `unlabeled` views none. All tensors on one device.
 
-    rows (B_l,) int64; x (B_l,3,H,W) weak view in [0,1] normalised; target (B_l,K) float, rows sum to one (one-hot for one
-    class, uniform on the set for a candidate set, vote shares for votes); allowed (B_l,K) bool, the candidate set, all true
-    when a bare "not these" was given minus those; excluded (B_l,K) bool, people's "not these"; given (B_l,) int64, the
-    single class a person gave or -1; locked (B_l,) bool, adjudicated.
+    rows (B_l,) int64; x (B_l,3,H,W) weak view in [0,1] normalised; target (B_l,K) float, rows sum to one (one-hot for
+    one class, uniform on `allowed` for a candidate set or a bare "not these", vote shares for votes); allowed (B_l,K)
+    bool, the candidate set (all true for one class or votes; all but the excluded for a bare "not these"); excluded
+    (B_l,K) bool, people's "not these"; given (B_l,) int64, the single class a person gave or -1; locked (B_l,) bool,
+    adjudicated.
     unlabeled_rows (B_u,) int64; views: "w" weak, "s" strong (and "w2", "s2" where asked), each (B_u,3,H,W).
     """
 
@@ -76,8 +77,8 @@ class Scores:
 class Target:
     """What the unlabeled half of the step trains on.
 
-    hard (B_u,) int64 pseudo-label; weight (B_u,) in [0,1] (the mask); subset (B_u,) bool, the confident or reliable part;
-    soft (B_u,K) or None; positive (B_u,K) bool or None; negative (B_u,K) bool or None, complementary labels.
+    hard (B_u,) int64 pseudo-label; weight (B_u,) in [0,1] (the mask); subset (B_u,) bool, the confident or reliable
+    part; soft (B_u,K) or None; positive (B_u,K) bool or None; negative (B_u,K) bool or None, complementary labels.
     """
 
     hard: Tensor
@@ -90,7 +91,7 @@ class Target:
 
 @dataclass(slots=True)
 class LabeledTarget:
-    """What the labeled half of the step trains on: soft targets (B_l,K) and weights (B_l,) >= 0 (0 leaves a sample out)."""
+    """What the labeled half trains on: soft targets (B_l,K) and weights (B_l,) >= 0 (0 leaves a sample out)."""
 
     soft: Tensor
     weight: Tensor
@@ -140,49 +141,81 @@ class StepContext:
 class Scorer(Protocol):
     """How a network output is read, for pseudo-labels and for evaluation."""
 
-    def __call__(self, out: NetOut) -> Scores: ...
+    def __call__(self, out: NetOut) -> Scores:
+        """Read one view's output (B,…), in float32 and without gradient."""
+        ...
 
 
 class Targeter(Protocol):
     """Turns the scores of the weak view into targets."""
 
-    def __call__(self, scores: Scores, rows: Tensor, clock: Clock) -> Target: ...
+    def __call__(self, scores: Scores, rows: Tensor, clock: Clock) -> Target:
+        """Make the targets of the unlabeled rows (B_u,)."""
+        ...
 
 
 class LossTerm(Protocol):
     """One term of the objective. `views` are the unlabeled views it reads, `grad_views` those that it trains."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name in logs."""
+        ...
 
     @property
-    def views(self) -> frozenset[str]: ...
+    def views(self) -> frozenset[str]:
+        """Unlabeled views that are read."""
+        ...
 
     @property
-    def grad_views(self) -> frozenset[str]: ...
+    def grad_views(self) -> frozenset[str]:
+        """Unlabeled views that receive gradient."""
+        ...
 
-    def __call__(self, ctx: StepContext) -> Tensor: ...
+    def __call__(self, ctx: StepContext) -> Tensor:
+        """Return the scalar loss, before its weight in the recipe."""
+        ...
 
 
 class Keeper(Protocol):
     """Bookkeeping across steps: prototypes, banks, label doubts. State is per class or by row, never by position."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name in logs and prefix of the saved state."""
+        ...
 
-    def before_target(self, ctx: StepContext) -> None: ...
+    def before_target(self, ctx: StepContext) -> None:
+        """Read the scores before the targets are made; may replace `ctx.labeled`."""
+        ...
 
-    def before_loss(self, ctx: StepContext) -> None: ...
+    def before_loss(self, ctx: StepContext) -> None:
+        """Read or extend `ctx.target` before the losses."""
+        ...
 
-    def observe(self, ctx: StepContext) -> None: ...
+    def observe(self, ctx: StepContext) -> None:
+        """Learn from the step after the optimiser has moved."""
+        ...
 
-    def on_event(self, event: "Event") -> None: ...
+    def survey(self, survey: "Survey") -> None:
+        """Start a round from an evaluation pass; optional for the trainer, at most once a round."""
+        ...
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def on_event(self, event: "Event") -> None:
+        """Take note of what happened between two rounds."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything that must survive, as tensors; keys carry class roles (`learner.state`)."""
+        ...
 
-    def signals(self, rows: Tensor, scores: Scores, view: "LabelView") -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a saved state."""
+        ...
+
+    def signals(self, rows: Tensor, scores: Scores, view: "LabelView") -> dict[str, Any]:
+        """Return numpy columns aligned with rows (N,), from scores of the evaluation pass."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +223,28 @@ class Event:
     """Something that happened to a sample between two rounds (ALGORITHMS.md 11.4).
 
     kind: labelled | label_changed | label_removed | sample_added | sample_removed | round_started.
-    old and new are class indices or -1; `round_started` carries the number of the round in `new`. An answer that repeats
-    the label it replaces is a `label_changed` too: a person has spoken again, so what the model thought is dropped.
+    old and new are class indices or -1; `round_started` carries the number of the round in `new`. An answer that
+    repeats the label it replaces is a `label_changed` too: a person has spoken again, so what the model thought is
+    dropped.
     """
 
     kind: str
     row: int = -1
     old: int = -1
     new: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Features of an evaluation pass at the start of a round: pool (N,d) is a sample of the whole pool.
+
+    features (L,d) and given (L,) int64 (class or -1) are those of the labeled rows (L,) int64.
+    """
+
+    pool: Tensor
+    rows: Tensor
+    features: Tensor
+    given: Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Per-image learner state, in columns indexed by row (ALGORITHMS.md 11.2).
 
 A row is given to an image once and never re-used or re-ordered, so state survives every change of the labeled and
-unlabeled sets. Class sets are bits of an int64; the role of every column (class axis, class set, class index) is part of
-its key in a state dict, so that `permute_classes` can follow a change of the class list.
+unlabeled sets. Class sets are bits of an int64; the role of every column (class axis, class set, class index) is part
+of its key in a state dict, so that `permute_classes` can follow a change of the class list.
 """
 
 from collections.abc import Iterator, Sequence
