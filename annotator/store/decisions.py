@@ -1,0 +1,290 @@
+"""People's decisions: stored once, durable before the caller is told, never changed, never refused for being late."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from annotator.consensus import COUNTING, derive, opinions
+from annotator.errors import AnnotatorError, InputError, NotFoundError
+from annotator.records import Annotation, Answer, Stored, User
+from annotator.store import meta
+from annotator.store.answers import check_answer, check_client_id
+from annotator.store.database import Database
+from annotator.store.labels import Labels, Opinion, opinions_of_group, put_label
+from annotator.store.tables import annotations, images, leases, users
+from annotator.taxonomy import Taxonomy
+
+Annotations = list[Annotation]
+_READ = (
+    select(annotations, images.c.image_id, users.c.name.label("user_name"))
+    .join_from(annotations, images, annotations.c.row == images.c.row)
+    .outerjoin(users, annotations.c.user_id == users.c.id)
+)
+_BY_CLIENT = select(annotations.c.id, annotations.c.user_id).limit(1)
+_IMAGE = select(images.c.row, images.c.group_row, images.c.state, images.c.reserved)
+
+
+class _Lease(NamedTuple):
+    """What a lease says about an answer; all defaults when there was none, or one for another image."""
+
+    late: bool = False
+    mismatch: bool = False
+    blind: bool = False
+    model_version: str | None = None
+    arm: str | None = None
+    suggestions: tuple[dict[str, object], ...] = ()
+    closes: bool = False
+
+
+class Decisions(Labels):
+    """Storing and reading answers, and the labels they amount to."""
+
+    def __init__(self, database: Database, taxonomy: Taxonomy) -> None:
+        super().__init__(database, taxonomy.slugs)
+        self._taxonomy = taxonomy
+
+    def submit(self, user: User, answer: Answer, *, now: datetime | None = None) -> Stored:
+        """Store one answer durably, update the label of its group and close its lease, all in one transaction.
+
+        A late, doubled or mismatched answer is stored and marked. A repeated `client_id` returns what was stored first.
+
+        Raises:
+            InputError: the answer is not well-formed, or its `client_id` is another person's.
+            NotFoundError: no such image, or it was erased.
+            WorkspaceError: the store could not be written; nothing was stored.
+        """
+        classes = check_answer(answer, self._taxonomy)
+        with self._database.write() as connection:
+            return self._store(connection, user, answer, classes, now or datetime.now(UTC))
+
+    def submit_many(
+        self, answers: Sequence[tuple[User, Answer]], *, now: datetime | None = None
+    ) -> list[Stored | AnnotatorError]:
+        """Store several answers with one commit; a wrong one becomes its error and leaves the others alone.
+
+        Raises:
+            WorkspaceError: the store could not be written; none was stored.
+        """
+        at = now or datetime.now(UTC)
+        outcomes: list[Stored | AnnotatorError] = []
+        with self._database.write() as connection:
+            for user, answer in answers:
+                try:
+                    classes = check_answer(answer, self._taxonomy)
+                    with connection.begin_nested():
+                        outcomes.append(self._store(connection, user, answer, classes, at))
+                except AnnotatorError as error:
+                    outcomes.append(error)
+        return outcomes
+
+    def undo(self, user: User, client_id: str, annotation_id: int, *, now: datetime | None = None) -> Stored:
+        """Take back one of one's own answers; what it superseded stands again.
+
+        Raises:
+            InputError: it is another person's, an undo itself, or undone already; or a bad `client_id`.
+            NotFoundError: no such annotation.
+        """
+        check_client_id(client_id)
+        with self._database.write() as connection:
+            repeated = _repeated(connection, user, client_id)
+            if repeated is not None:
+                return repeated
+            target = _own_annotation(connection, user, annotation_id, "undone")
+            image = connection.execute(_IMAGE.where(images.c.row == target.row)).one()
+            group = opinions_of_group(connection, image.group_row)
+            if any(a.kind == "undo" and a.supersedes == annotation_id for a in group):
+                raise InputError(f"annotation {annotation_id} is undone already")
+            values = _values(user, client_id, image.row, now or datetime.now(UTC), self._taxonomy.version)
+            values |= {"kind": "undo", "classes": [], "supersedes": annotation_id, "source": target.source}
+            return self._insert(connection, user, values, image.group_row, group, target.image_id)
+
+    def list(
+        self,
+        after_seq: int = 0,
+        limit: int | None = None,
+        row: int | None = None,
+        user_id: int | None = None,
+        *,
+        newest: bool = False,
+    ) -> Annotations:
+        """Return annotations with `seq` above `after_seq` in commit order (or newest first), undone ones included."""
+        query = _READ.where(annotations.c.seq > after_seq)
+        if row is not None:
+            query = query.where(annotations.c.row == row)
+        if user_id is not None:
+            query = query.where(annotations.c.user_id == user_id)
+        query = query.order_by(annotations.c.seq.desc() if newest else annotations.c.seq)
+        with self._database.read() as connection:
+            return [_annotation(r) for r in connection.execute(query.limit(limit))]
+
+    def get(self, annotation_id: int) -> Annotation:
+        """Return one annotation; `NotFoundError` when there is none of that id."""
+        with self._database.read() as connection:
+            return _get(connection, annotation_id)
+
+    def count(self, *, people_only: bool = False) -> int:
+        """Return how many annotations are stored, undone and imported ones included unless `people_only`."""
+        query = select(func.count()).select_from(annotations)
+        if people_only:
+            query = query.where(annotations.c.user_id.is_not(None))
+        with self._database.read() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def _store(
+        self, connection: Connection, user: User, answer: Answer, classes: tuple[str, ...], now: datetime
+    ) -> Stored:
+        repeated = _repeated(connection, user, answer.client_id)
+        if repeated is not None:
+            return repeated
+        image = connection.execute(_IMAGE.where(images.c.image_id == answer.image_id)).one_or_none()
+        if image is None:
+            raise NotFoundError(f"no image {answer.image_id!r}")
+        if image.state == "erased":
+            raise NotFoundError(f"image {answer.image_id!r} was erased")
+        group = opinions_of_group(connection, image.group_row)
+        if answer.supersedes is not None:
+            _check_supersedes(connection, user, answer.supersedes, group)
+        lease = _read_lease(connection, user, answer.lease_id, image.row, now)
+        counts = answer.kind in COUNTING
+        others = any(a != user.id for a in opinions(group)) if counts and lease.arm != "review" else False
+        values = _values(user, answer.client_id, image.row, now, self._taxonomy.version)
+        values |= {
+            "kind": answer.kind,
+            "classes": list(classes),
+            "confidence": answer.confidence,
+            "note": answer.note,
+            "duration_ms": answer.duration_ms,
+            "supersedes": answer.supersedes,
+            "source": answer.source,
+            "lease_id": answer.lease_id,
+            "late": lease.late,
+            "duplicate": others,
+            "mismatch": lease.mismatch,
+            "blind": lease.blind,
+            "adjudicates": counts and lease.arm == "review" and user.role in ("reviewer", "admin"),
+            "model_version": lease.model_version,
+            "arm": lease.arm,
+            "suggestions": list(lease.suggestions),
+        }
+        stored = self._insert(connection, user, values, image.group_row, group, answer.image_id)
+        if lease.closes:
+            connection.execute(update(leases).where(leases.c.id == answer.lease_id).values(closed=True))
+        if counts and lease.blind and lease.arm == "random" and not image.reserved:
+            connection.execute(update(images).where(images.c.group_row == image.group_row).values(reserved=True))
+        return stored
+
+    def _insert(
+        self,
+        connection: Connection,
+        user: User,
+        values: dict[str, Any],
+        group_row: int,
+        group: Sequence[Opinion],
+        image_id: str,
+    ) -> Stored:
+        """Append a row and derive the label of its group with it."""
+        seq = meta.take_seqs(connection, 1)
+        values |= {"id": seq, "seq": seq}
+        connection.execute(insert(annotations), values)
+        if values["kind"] in COUNTING or values["supersedes"] is not None:
+            added = Opinion(
+                seq,
+                seq,
+                user.id,
+                values["kind"],
+                tuple(values["classes"]),
+                values["supersedes"],
+                values["adjudicates"],
+                None,
+                group_row,
+            )
+            put_label(connection, self._database, group_row, derive([*group, added], self._classes))
+        fields = {k: v for k, v in values.items() if k != "taxonomy_version"}
+        fields |= {"classes": tuple(values["classes"]), "suggestions": tuple(values["suggestions"])}
+        return Stored(Annotation(**fields, image_id=image_id, user_name=user.name), created=True)
+
+
+def _values(user: User, client_id: str, row: int, now: datetime, taxonomy_version: int) -> dict[str, Any]:
+    """Return the columns of an annotation with everything optional empty."""
+    return {
+        "client_id": client_id,
+        "row": row,
+        "user_id": user.id,
+        "taxonomy_version": taxonomy_version,
+        "confidence": None,
+        "note": None,
+        "duration_ms": None,
+        "lease_id": None,
+        "late": False,
+        "duplicate": False,
+        "mismatch": False,
+        "blind": False,
+        "adjudicates": False,
+        "model_version": None,
+        "arm": None,
+        "suggestions": [],
+        "votes": None,
+        "created_at": now,
+    }
+
+
+def _repeated(connection: Connection, user: User, client_id: str) -> Stored | None:
+    known = connection.execute(_BY_CLIENT.where(annotations.c.client_id == client_id)).one_or_none()
+    if known is None:
+        return None
+    if known.user_id != user.id:
+        raise InputError(f"client_id {client_id!r} belongs to another person's answer: make a new one per answer")
+    return Stored(_get(connection, known.id), created=False)
+
+
+def _get(connection: Connection, annotation_id: int) -> Annotation:
+    row = connection.execute(_READ.where(annotations.c.id == annotation_id)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no annotation {annotation_id}")
+    return _annotation(row)
+
+
+def _own_annotation(connection: Connection, user: User, annotation_id: int, verb: str) -> Annotation:
+    target = _get(connection, annotation_id)
+    if target.user_id != user.id:
+        raise InputError(f"annotation {annotation_id} is another person's; only one's own can be {verb}")
+    if target.kind == "undo":
+        raise InputError(f"annotation {annotation_id} is an undo; answer again instead")
+    return target
+
+
+def _check_supersedes(connection: Connection, user: User, annotation_id: int, group: Sequence[Opinion]) -> None:
+    _own_annotation(connection, user, annotation_id, "superseded")
+    if all(a.id != annotation_id for a in group):
+        raise InputError(f"annotation {annotation_id} is about another face; it cannot be superseded by this answer")
+
+
+def _read_lease(connection: Connection, user: User, lease_id: str | None, row: int, now: datetime) -> _Lease:
+    """Compare an answer with the lease it names. A lease that is unknown or another person's gave no right: late."""
+    if lease_id is None:
+        return _Lease()
+    lease = connection.execute(select(leases).where(leases.c.id == lease_id)).one_or_none()
+    if lease is None or lease.user_id != user.id:
+        return _Lease(late=True)
+    late = lease.expires_at <= now
+    if lease.closed and not late:
+        taken = select(leases.c.id).where(
+            leases.c.row == lease.row, leases.c.user_id != user.id, leases.c.expires_at > lease.expires_at
+        )
+        late = connection.execute(taken.limit(1)).scalar() is not None
+    if lease.row != row:
+        return _Lease(late=late, mismatch=True)
+    return _Lease(
+        late, False, lease.blind, lease.model_version, lease.arm, tuple(lease.candidates), closes=not lease.closed
+    )
+
+
+def _annotation(row: Any) -> Annotation:
+    fields = row._asdict()
+    del fields["taxonomy_version"]
+    fields["classes"] = tuple(row.classes)
+    fields["suggestions"] = tuple(row.suggestions)
+    fields["user_name"] = row.user_name or row.source
+    return Annotation(**fields)
