@@ -109,9 +109,6 @@ class RunConfig(_Part):
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
     log_every: int = Field(20, ge=1, description="steps between two readings of losses from the device")
     checkpoint_every: int = Field(50, ge=1, description="steps between two checkpoints")
-    survey_every: int = Field(
-        200, ge=1, description="steps between two surveys of the pool's features, for the keepers"
-    )
     predict_batch: int = Field(256, ge=1)
     predict_views: bool = Field(True, description="also one weak and one strong view, for the disagreement signals")
 

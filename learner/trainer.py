@@ -24,7 +24,7 @@ from learner.models import Ema, Network, run
 from learner.parts import Batch, Clock, Event, LabeledTarget, LabelView, NetOut, Recipe, Scores, StepContext, Survey
 
 Rows = NDArray[np.int64]
-SURVEY_SAMPLE = 512
+POOL_SAMPLE, LABEL_SAMPLE = 1024, 2048  # rows that are read at the start of a round
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Trainer:
 
     def _train_step(self) -> None:
         config, recipe = self.config, self.recipe
-        if recipe.keepers and self.step % config.survey_every == 0:
+        if recipe.keepers and self.step == 0:
             survey = self.survey()
             for keeper in recipe.keepers:
                 keeper.survey(survey)
@@ -204,22 +204,24 @@ class Trainer:
 
     @torch.no_grad()
     def survey(self) -> Survey:
-        """Read EMA features, un-augmented, of a sample of the pool and of the labels, drawn by (seed, lifetime step)."""
+        """Read EMA features and scores, un-augmented, of a sample of the pool and of the labels."""
         rng = np.random.default_rng(draws.key(self.config.seed, self.lifetime_step, 3))
-        pool = sample(np.union1d(self.data.unlabeled, self._view_rows), rng)
-        labeled = sample(self._view_rows, rng)
+        pool = self._read_rows(sample(np.union1d(self.data.unlabeled, self._view_rows), POOL_SAMPLE, rng))[0]
+        labeled = sample(self._view_rows, LABEL_SAMPLE, rng)
+        features, p = self._read_rows(labeled)
         given = self.data.view.given[np.searchsorted(self._view_rows, labeled)]
         place = self.fabric.device
-        rows = torch.from_numpy(labeled).to(place)
-        return Survey(self._features(pool), rows, self._features(labeled), given.to(place))
+        return Survey(pool, torch.from_numpy(labeled).to(place), features, p, given.to(place))
 
-    def _features(self, rows: Rows) -> Tensor:
-        features = []
+    def _read_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        features, p = [], []
         for start in range(0, len(rows), 128):
             x = self.augmenter.upload(self.data.cache.gather(rows[start : start + 128]))
             with self.fabric.autocast():
-                features.append(run(self.ema.network, self.augmenter.normalise(x)).f)
-        return torch.cat(features)
+                out = run(self.ema.network, self.augmenter.normalise(x))
+            features.append(out.f)
+            p.append(self._read(out).p)
+        return torch.cat(features), torch.cat(p)
 
     def _note(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
@@ -349,11 +351,9 @@ def join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
 
-def sample(rows: Rows, rng: np.random.Generator) -> Rows:
-    """Draw at most `SURVEY_SAMPLE` rows without replacement, ascending."""
-    if len(rows) <= SURVEY_SAMPLE:
-        return rows
-    return np.sort(rng.choice(rows, SURVEY_SAMPLE, replace=False))
+def sample(rows: Rows, most: int, rng: np.random.Generator) -> Rows:
+    """Draw at most so many rows without replacement, ascending."""
+    return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
 
 
 def split(out: NetOut, sizes: dict[str, int]) -> dict[str, NetOut]:
