@@ -77,7 +77,7 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     size: int = DEFAULT_SIZE,
 ) -> Path:
-    """Write `count` faces as PNG files and their `manifest.csv` (columns path, label, split, subject_id and votes).
+    """Write `count` faces as JPEG files and their `manifest.csv` (columns path, label, split, subject_id and votes).
 
     The label is the crowd's plurality. Returns the manifest's path; `progress` receives (done, total).
 
@@ -121,8 +121,8 @@ def _write_chunk(images: Path, seed: int, size: int, count: int, start: int) -> 
     rows: list[dict[str, str | int]] = []
     for index in range(start, min(start + _CHUNK, count)):
         face = render(seed, index, size)
-        name = f"face{index:06d}.png"
-        face.image.save(images / name, compress_level=1)
+        name = f"face{index:06d}.jpg"
+        face.image.save(images / name, quality=92)
         person = index // FACES_PER_PERSON
         votes = {slug: face.votes.get(slug, 0) for slug in (*FERPLUS.slugs, UNUSABLE)}
         split = "val" if person % VALIDATION_EVERY == VALIDATION_EVERY // 2 else "pool"
@@ -162,6 +162,5 @@ def _spoil(drawing: FaceDrawing, rng: np.random.Generator) -> None:
         hand.rounded_rectangle((left, top + 0.3 * side, 0.8 * side, 1.1 * side), 0.1 * side, fill=skin)
         for k in range(4):
             x = left + 0.146 * side * k
-            hand.rounded_rectangle(
-                (x, top, x + 0.13 * side, top + 0.6 * side), 0.06 * side, fill=skin, outline=(60, 40, 30)
-            )
+            finger = (x, top, x + 0.13 * side, top + 0.6 * side)
+            hand.rounded_rectangle(finger, 0.06 * side, fill=skin, outline=(60, 40, 30))

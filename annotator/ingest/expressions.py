@@ -121,7 +121,7 @@ def expression_at(seed: int, index: int) -> str:
     block, position = divmod(index, BLOCK_SIZE)
     deck = [slug for slug, count in _BLOCK.items() for _ in range(count)]
     order = np.random.default_rng([seed, 11, block]).permutation(BLOCK_SIZE)
-    return deck[order[position]]
+    return deck[int(order[position])]
 
 
 def draw_mood(rng: np.random.Generator, expression: str) -> Mood:
@@ -144,7 +144,7 @@ def crowd_shares(mood: Mood) -> NDArray[np.float64]:
             shares[named] += part * probability * seen
     shares["neutral"] += 1 - seen
     values = np.array([shares[slug] for slug in FERPLUS.slugs])
-    return values / values.sum()
+    return np.asarray(values / values.sum())
 
 
 def draw_votes(rng: np.random.Generator, mood: Mood | None) -> dict[str, int]:

@@ -75,7 +75,7 @@ class FaceDrawing:
         self.pen.line(self.head.on_face(points, lift), fill=color, width=pixels, joint="curve")
 
     def _background(self) -> None:
-        low, high = self.scene.background
+        high = self.scene.background[1]
         ramp = Image.linear_gradient("L").resize((self.side, self.side))
         if self.scene.gaze > 0:
             ramp = ramp.transpose(Image.Transpose.ROTATE_90)
@@ -144,7 +144,8 @@ class FaceDrawing:
             if crow > 0.3:
                 for slope in (-0.05, 0.0, 0.05):
                     start = np.array([side * 0.53, -0.10 + slope])
-                    self._stroke(np.stack([start, start + [side * 0.09, slope]]), self._line_color(0.6 * crow), 0.016)
+                    end = start + np.array([side * 0.09, slope])
+                    self._stroke(np.stack([start, end]), self._line_color(0.6 * crow), 0.016)
                 pouch = _through((0.20, 0.04), (0.34, 0.075), (0.48, 0.02))
                 self._stroke(pouch * [side, 1], self._line_color(0.55 * crow), 0.018)
 
@@ -184,15 +185,15 @@ class FaceDrawing:
     def _eyeball(self, lids: Points, x: float, opening: float) -> None:
         """Paint white, iris and pupil, clipped by the lids."""
         outline = self.head.on_face(lids)
-        left, top = (int(min(p[k] for p in outline)) - 1 for k in (0, 1))
-        right, bottom = (int(max(p[k] for p in outline)) + 2 for k in (0, 1))
+        left, top = int(min(outline[0::2])) - 1, int(min(outline[1::2])) - 1
+        right, bottom = int(max(outline[0::2])) + 2, int(max(outline[1::2])) + 2
         mask = Image.new("L", (right - left, bottom - top), 0)
-        ImageDraw.Draw(mask).polygon([(a - left, b - top) for a, b in outline], fill=255)
+        ImageDraw.Draw(mask).polygon([v - (top if k % 2 else left) for k, v in enumerate(outline)], fill=255)
         ball = Image.new("RGB", mask.size, (236, 232, 228))
         pen = ImageDraw.Draw(ball)
         down = 0.05 * self.unit["gaze_down"]
         centre = np.array([[x + 0.05 * self.scene.gaze, -0.112 + down]])
-        ((cx, cy),) = self.head.on_face(centre)
+        cx, cy = self.head.on_face(centre)
         for radius, color in ((0.078, scaled(self.person.iris, 0.6)), (0.068, self.person.iris), (0.036, (12, 10, 10))):
             r = radius * self.head.unit
             pen.ellipse((cx - left - r, cy - top - r, cx - left + r, cy - top + r), fill=color)
@@ -211,10 +212,9 @@ class FaceDrawing:
         middle = (0.35, rest - 0.045 - 0.06 * up - 0.105 * out + 0.075 * down + 0.03 * wrinkle)
         outer = (0.56, rest + 0.02 - 0.10 * out - 0.015 * down + 0.03 * up * (1 - min(out, 1)))
         spine = _through(inner, middle, outer) * [side, 1]
-        thick = (
-            0.042 * person.brow_weight * np.interp(np.linspace(0, 1, len(spine)), (0, 0.2, 0.6, 1), (0.7, 1, 0.9, 0.2))
-        )
-        above, below = spine - np.stack([0 * thick, thick], 1), spine + np.stack([0 * thick, thick], 1)
+        taper = np.interp(np.linspace(0, 1, len(spine)), (0, 0.2, 0.6, 1), (0.7, 1, 0.9, 0.2))
+        thick = _down(0.042 * person.brow_weight * taper)
+        above, below = spine - thick, spine + thick
         self._on(np.concatenate([above, below[::-1]]), mix(person.hair, person.skin, 0.12))
 
     def _nose(self) -> None:
@@ -227,11 +227,8 @@ class FaceDrawing:
         self._stroke(bridge, self._line_color(0.45), 0.026, 0.12)
         self._on(_ellipse(0.0, tip - 0.04, 0.075, 0.07), mix(person.skin, (255, 255, 255), 0.14), 0.2)
         for side in (-1, 1):
-            wing = _through((wide * 0.78, tip - 0.075), (wide * 1.08, tip - 0.01), (wide * 0.7, tip + 0.035)) * [
-                side,
-                1,
-            ]
-            self._stroke(wing, dark, 0.024, 0.12)
+            wing = _through((wide * 0.78, tip - 0.075), (wide * 1.08, tip - 0.01), (wide * 0.7, tip + 0.035))
+            self._stroke(wing * [side, 1], dark, 0.024, 0.12)
             self._on(_ellipse(side * wide * 0.45, tip + 0.022, 0.034, 0.02), self._line_color(1.0), 0.14)
         self._stroke(_through((-wide * 0.4, tip + 0.03), (0, tip + 0.05), (wide * 0.4, tip + 0.03)), dark, 0.02, 0.16)
 
@@ -255,21 +252,19 @@ class FaceDrawing:
         boxy = np.clip(1 - _T**6, 0, 1)
         shape = round_ * (1 - max(min(square, 1), 0.6 * min(raise_, 1), 0.5 * unit["lip_stretch"] * 0.8))
         shape = shape + boxy * (1 - shape / np.maximum(round_, 1e-6)) * (round_ > 0)
-        gap_up = (
-            0.020 * part + 0.045 * both * part + 0.10 * drop * (both < 0.5) + 0.06 * square + 0.055 * raise_
-        ) * shape
-        gap_down = (
-            0.030 * part + 0.05 * both * part + 0.27 * drop + 0.075 * square + 0.025 * unit["lip_stretch"]
-        ) * shape
-        gap_up, gap_down = gap_up * (part > 0.12), gap_down * (part > 0.12)
+        opened = shape * (part > 0.12)
+        up = 0.020 * part + 0.045 * both * part + 0.10 * drop * (both < 0.5) + 0.06 * square + 0.055 * raise_
+        down = 0.030 * part + 0.05 * both * part + 0.27 * drop + 0.075 * square + 0.025 * unit["lip_stretch"]
         thin = 1 - 0.62 * min(unit["lip_press"], 1) - 0.2 * both
         full = person.lip_weight * thin
         bow = 1 - 0.22 * np.exp(-((_T / 0.16) ** 2))
         top = np.clip(1 - _T**2, 0, 1) ** 0.8 * 0.058 * full * bow + 0.004
         bottom = np.clip(1 - _T**2, 0, 1) ** 0.6 * 0.078 * full * (1 + 0.3 * unit["chin_raise"]) + 0.004
-        lifted = base - gap_up
-        dropped = base + gap_down
-        return tuple(np.stack([x, y], axis=1) for y in (lifted - top, lifted, dropped, dropped + bottom))  # type: ignore[return-value]
+        lifted, dropped = base - up * opened, base + down * opened
+        outer_top, inner_top, inner_bottom, outer_bottom = (
+            np.stack([x, y], axis=1) for y in (lifted - top, lifted, dropped, dropped + bottom)
+        )
+        return outer_top, inner_top, inner_bottom, outer_bottom
 
     def _mouth(self) -> None:
         outer_top, inner_top, inner_bottom, outer_bottom = self._lip_curves()
@@ -292,11 +287,11 @@ class FaceDrawing:
         show = min(1.0, 0.25 + smile + unit["mouth_square"] + 0.8 * unit["upper_lip_raise"] + 0.6 * unit["lip_stretch"])
         upper = np.minimum(height * 0.9, 0.085 * show)
         inside = np.stack([top[:, 0] * 0.94, top[:, 1]], axis=1)
-        self._on(np.concatenate([inside, (inside + np.stack([0 * upper, upper], 1))[::-1]]), teeth, 0.04)
+        self._on(np.concatenate([inside, (inside + _down(upper))[::-1]]), teeth, 0.04)
         if unit["mouth_square"] > 0.4 or unit["lip_stretch"] > 0.6:
             lower = np.minimum(height * 0.45, 0.06)
             floor = np.stack([bottom[:, 0] * 0.9, bottom[:, 1]], axis=1)
-            self._on(np.concatenate([floor - np.stack([0 * lower, lower], 1), floor[::-1]]), scaled(teeth, 0.9), 0.04)
+            self._on(np.concatenate([floor - _down(lower), floor[::-1]]), scaled(teeth, 0.9), 0.04)
         elif gap > 0.14:
             self._on(_ellipse(0.0, float(bottom[:, 1].max()) - 0.05, 0.11, 0.045), (168, 74, 78), 0.04)
         self._stroke(top, (70, 26, 28), 0.014, 0.04)
@@ -346,6 +341,11 @@ def _ellipse(x: float, y: float, rx: float, ry: float) -> Points:
 
 def _box(left: float, top: float, right: float, bottom: float) -> Points:
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+
+
+def _down(amount: NDArray[np.float64]) -> Points:
+    """Return shifts of `amount` (n,) along y, (n, 2)."""
+    return np.stack([np.zeros_like(amount), amount], axis=1)
 
 
 def _through(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> Points:

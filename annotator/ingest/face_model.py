@@ -121,18 +121,18 @@ class Head:
         self._pitch = (np.cos(scene.pitch), np.sin(scene.pitch))
         self._roll = np.array([[np.cos(scene.roll), -np.sin(scene.roll)], [np.sin(scene.roll), np.cos(scene.roll)]])
 
-    def on_face(self, points: Points, lift: float = 0.0) -> list[tuple[float, float]]:
-        """Project points that lie on the front of the face; `lift` raises them off it (a nose)."""
+    def on_face(self, points: Points, lift: float = 0.0) -> list[float]:
+        """Project points on the front of the face to [x, y, x, y, ...]; `lift` raises them off it (a nose)."""
         x, y = points[:, 0], points[:, 1]
         z = 0.75 * np.sqrt(np.clip(1 - (x / 1.0) ** 2 - (y / 1.35) ** 2, 0.02, None)) + lift - 0.25
         turned = x * self._yaw[0] + z * self._yaw[1]
         tilted = y * self._pitch[0] - z * self._pitch[1]
         return self.flat(np.stack([turned, tilted], axis=1))
 
-    def flat(self, points: Points) -> list[tuple[float, float]]:
-        """Project points of the outline, which only rolls."""
-        placed = (points @ self._roll.T) * self.unit + self._origin
-        return [(float(a), float(b)) for a, b in placed]
+    def flat(self, points: Points) -> list[float]:
+        """Project points of the outline, which only rolls, to [x, y, x, y, ...]."""
+        placed: list[float] = ((points @ self._roll.T) * self.unit + self._origin).ravel().tolist()
+        return placed
 
     def face_coordinates(self, side: int) -> tuple[Points, Points]:
         """Return face x and y of every pixel of a picture of `side`, each (side, side)."""
