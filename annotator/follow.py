@@ -1,0 +1,106 @@
+"""Keep the queue current: newer scores, new faces, answers written elsewhere, all in one background thread."""
+
+import logging
+import threading
+import time
+from datetime import UTC, datetime
+
+from annotator.errors import AnnotatorError, NotFoundError
+from annotator.queue import FaceQueue
+from annotator.scores import ScoresReader
+from annotator.settings import Workspace
+from annotator.store import LabelStore
+from annotator.writer import DecisionWriter
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.15
+NEW_ROWS_SECONDS = 1.0
+PEOPLE_SECONDS = 3.0
+_PAGE = 5_000
+
+
+class QueueFollower:
+    """Feed a `FaceQueue` from the store and the `scores/` folder.
+
+    Args:
+        store: the open store.
+        workspace: where the scores are.
+        queue: the queue to keep current.
+        writer: tells the queue at once what this process writes.
+    """
+
+    def __init__(self, store: LabelStore, workspace: Workspace, queue: FaceQueue, writer: DecisionWriter) -> None:
+        self._store = store
+        self._scores = workspace.root / "scores"
+        self._queue = queue
+        self._generation: int | None = None
+        self._due_rows = 0.0
+        self._due_people = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="queue-follower", daemon=True)
+        writer.listeners.append(queue.noted)
+
+    def start(self) -> None:
+        """Read everything once, then go on in the background."""
+        self._read_new_rows()
+        self._queue.load(self._store.activity.since(0))
+        self._queue.restore(self._store.leases.active(datetime.now(UTC)))
+        self.poll()
+        self._queue.count_remaining()
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def poll(self) -> None:
+        """Look once for everything that is due."""
+        now = time.monotonic()
+        self._read_answers()
+        if now >= self._due_rows:
+            self._due_rows = now + NEW_ROWS_SECONDS
+            self._read_new_rows()
+            self._queue.count_remaining()
+        if now >= self._due_people:
+            self._due_people = now + PEOPLE_SECONDS
+            self._queue.know_people(self._store.accounts.list())
+        self._read_scores()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(POLL_SECONDS):
+            try:
+                self.poll()
+            except AnnotatorError as error:
+                log.warning("the queue goes on with what it has: %s", error)
+            except Exception:
+                # One bad look must not end the thread: the queue would silently go stale.
+                log.exception("the queue goes on with what it has")
+
+    def _read_answers(self) -> None:
+        last = self._store.last_seq()
+        self._queue.saw(last)
+        while self._queue.book.seq < last:
+            deeds = self._store.activity.since(self._queue.book.seq, _PAGE)
+            self._queue.follow(deeds, None if len(deeds) == _PAGE else last)
+
+    def _read_new_rows(self) -> None:
+        since = self._queue.size
+        table = self._store.images.table(since)
+        if len(table.rows):
+            self._queue.add_images(table, self._store.activity.labeled_by_import(since))
+
+    def _read_scores(self) -> None:
+        generation = self._store.learning.current_generation()
+        if generation is None or generation.id == self._generation:
+            return
+        try:
+            scores = ScoresReader.load(self._scores / str(generation.id))
+        except NotFoundError:
+            # Pruned between the look and the read: the next look finds its successor.
+            return
+        self._read_new_rows()
+        self._queue.swap(scores)
+        self._generation = generation.id

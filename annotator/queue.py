@@ -1,0 +1,440 @@
+"""What to show next: the order in memory, leases, skips, and the swap to newer scores.
+
+Every face is out with one person at most. An order is replaced as a whole; until a newer one is complete the last good
+one serves, and `behind` says how many annotations it does not know yet. `annotator.follow` keeps all of it current.
+"""
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.answered import AnswerBook
+from annotator.errors import NotFoundError
+from annotator.holdings import Holdings
+from annotator.order import FaceOrder
+from annotator.pool import KnownPool
+from annotator.records import ARMS, Annotation, ImageRecord, Lease, Stored, User
+from annotator.scores import Scores
+from annotator.settings import Workspace
+from annotator.store import LabelStore
+from annotator.store.activity import Deed
+from annotator.store.images import PoolTable
+from annotator.writer import DecisionWriter
+
+WRITE_SECONDS = 30.0
+_CHUNK = 2_048
+_RETRIES = 4
+_LOCAL = "local"
+_PLAIN = "Which expression?"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One face handed to one person. `given` is the label under review, when the person may see it."""
+
+    lease: Lease
+    image: ImageRecord
+    question: str
+    given: str | None
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Handout:
+    """What `next` returns; `message` says why there is nothing, or what is special about it."""
+
+    items: tuple[Item, ...]
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """How the faces are ordered, by which model, how many annotations behind, and how many are left to ask."""
+
+    mode: str
+    model: str | None
+    behind: int
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A lease about to be given, with what only the person on screen needs."""
+
+    lease: Lease
+    question: str
+    given: str | None
+    again: bool = False
+
+
+class FaceQueue:
+    """Hand out the faces of one workspace; thread-safe.
+
+    Args:
+        store: the open store.
+        workspace: its settings.
+        writer: persists the leases.
+        clock: the time, UTC.
+    """
+
+    def __init__(
+        self,
+        store: LabelStore,
+        workspace: Workspace,
+        writer: DecisionWriter,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._settings = workspace.settings.queue
+        self._taxonomy = workspace.settings.taxonomy
+        self._writer = writer
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._pool = KnownPool()
+        self._holdings = Holdings()
+        self._scores: Scores | None = None
+        self._order = FaceOrder.build(None, self._pool.askable)
+        self._head = 0
+        self._people: list[User] = []
+        self._active_at: dict[int, datetime] = {}
+        self._last_seq = 0
+        self._remaining = 0
+        self.book = AnswerBook()
+
+    # What is handed out.
+
+    def next(self, user: User, count: int, have: Iterable[str] | None = None) -> Handout:
+        """Lease up to `count` faces to a user; the leases survive a killed server when this returns.
+
+        Args:
+            user: who asks.
+            count: at least 1.
+            have: image ids that the caller still shows or keeps. None says nothing about it; otherwise, when nothing
+                else is left, the caller's own faces that are not among them (a reloaded page lost them) come again.
+
+        Raises:
+            OverloadedError: too many writes wait.
+        """
+        kept = None if have is None else frozenset(have)
+        items: list[Item] = []
+        put_off = False
+        for _ in range(_RETRIES):
+            with self._lock:
+                offers, put_off = self._offers(user, count - len(items), kept, fallback=not items)
+            items += self._with_images(offers)
+            if len(items) >= count or not offers:
+                break
+        self._persist(items)
+        return Handout(tuple(items), self._message(bool(items), put_off))
+
+    def _persist(self, items: list[Item]) -> None:
+        """Write the leases; one that the user held already and gets again is only prolonged."""
+        fresh = [item.lease for item in items if not item.again]
+        waiting = [self._writer.open_leases(fresh)] if fresh else []
+        waiting += [self._prolong(item.lease) for item in items if item.again]
+        for future in waiting:
+            future.result(WRITE_SECONDS)
+
+    def _prolong(self, lease: Lease) -> "Future[None]":
+        return self._writer.call(lambda: self._store.leases.renew(lease.id, lease.user_id, lease.expires_at))
+
+    def renew(self, user: User, lease_id: str) -> Lease:
+        """Keep a face that is still on screen.
+
+        Raises:
+            NotFoundError: the lease has expired, was answered or taken over, or is another user's.
+        """
+        with self._lock:
+            self._holdings.expire(self._clock())
+            lease = self._holdings.get(lease_id)
+            if lease is None or lease.user_id != user.id:
+                raise NotFoundError(f"lease {lease_id[:60]!r} is not open any more; an answer is stored all the same")
+            lease = replace(lease, expires_at=self._expiry())
+            self._holdings.open(lease)
+        self._prolong(lease).result(WRITE_SECONDS)
+        return lease
+
+    def take_back(self, user: User, undone: Annotation) -> Item | None:
+        """Lease the face of an undone answer to the same person, as it was shown; None when someone else has it."""
+        with self._lock:
+            group = self._pool.group(undone.row)
+            if self._holdings.held[group] or self._pool.gone[group]:
+                return None
+            lease = Lease(
+                id=_new_id(),
+                row=group,
+                user_id=user.id,
+                expires_at=self._expiry(),
+                arm=next((arm for arm in ARMS if arm == undone.arm), "coverage"),
+                model_version=undone.model_version,
+                reason="You took your answer back.",
+                blind=undone.blind,
+                candidates=() if undone.blind else undone.suggestions,
+            )
+            self._holdings.open(lease)
+        self._writer.open_leases([lease]).result(WRITE_SECONDS)
+        return Item(lease, self._store.images.by_id(undone.image_id), _PLAIN, None)
+
+    def status(self) -> QueueStatus:
+        """Return how the faces are ordered now."""
+        order = self._order
+        behind = max(0, self._last_seq - order.label_seq)
+        return QueueStatus(order.mode, order.model_version, behind, self._remaining)
+
+    # What the queue learns.
+
+    def noted(self, stored: Stored) -> None:
+        """Learn of an annotation that this process has written (the writer calls it)."""
+        annotation = stored.annotation
+        self.saw(annotation.seq)
+        with self._lock:
+            if annotation.user_id is None:
+                return
+            lease = self._holdings.get(annotation.lease_id)
+            if lease is not None and lease.user_id == annotation.user_id and not annotation.mismatch:
+                self._holdings.close(lease.id)
+            self._active_at[annotation.user_id] = self._clock()
+            deed = Deed(
+                annotation.id,
+                annotation.seq,
+                self._pool.group(annotation.row),
+                annotation.user_id,
+                annotation.kind,
+                annotation.supersedes,
+            )
+            stale = self.book.note(deed)
+        self.recount(stale)
+
+    def saw(self, seq: int) -> None:
+        """Learn how far the store's annotations go."""
+        self._last_seq = max(self._last_seq, seq)
+
+    def follow(self, deeds: list[Deed], upto: int | None) -> None:
+        """Apply answers that may have been written elsewhere; with `upto`, they are all there are up to that `seq`."""
+        with self._lock:
+            stale = self.book.follow(deeds, upto)
+        self.recount(stale)
+
+    def recount(self, groups: Iterable[int]) -> None:
+        """Read anew everything about faces of which an answer was undone or corrected."""
+        for group in groups:
+            deeds = self._store.activity.of_group(group)
+            with self._lock:
+                self.book.recount(group, deeds)
+                self._head = 0
+
+    def add_images(self, table: PoolTable, labeled: list[int]) -> None:
+        """Append newly imported faces behind the order."""
+        with self._lock:
+            self._pool.extend(table, labeled)
+            self.book.grow(self._pool.size)
+            self._holdings.grow(self._pool.size)
+            self._order = FaceOrder.build(self._scores, self._pool.askable)
+
+    def swap(self, scores: Scores) -> None:
+        """Replace the order by a newer one, as a whole."""
+        order = FaceOrder.build(scores, self._pool.askable)
+        with self._lock:
+            known = order.rows < self._pool.size
+            self._scores = scores
+            self._order = order if known.all() else FaceOrder.build(scores, self._pool.askable)
+            self._head = 0
+
+    def load(self, deeds: list[Deed]) -> None:
+        """Take in everything that people have done so far."""
+        with self._lock:
+            self.book.load(deeds)
+        self.saw(self.book.seq)
+
+    def restore(self, leases: Sequence[Lease]) -> None:
+        """Take up the leases that were open when the server stopped."""
+        with self._lock:
+            for lease in leases:
+                if lease.row < self._pool.size:
+                    self._holdings.open(lease)
+
+    def know_people(self, people: Sequence[User]) -> None:
+        """Learn who could give a second opinion."""
+        self._people = list(people)
+
+    def count_remaining(self) -> None:
+        """Count the faces that are left to ask; too slow for every request, so it is done now and then."""
+        with self._lock:
+            order = self._order
+            self._remaining = int((~self._over(order.rows, order.review)).sum())
+
+    @property
+    def size(self) -> int:
+        """One more than the highest row that the queue knows."""
+        return self._pool.size
+
+    # How the next face is chosen. Everything below runs under the lock.
+
+    def _offers(
+        self, user: User, count: int, kept: frozenset[str] | None, *, fallback: bool
+    ) -> tuple[list[_Offer], bool]:
+        """Choose and hold faces; True when the user had put all of them off."""
+        now = self._clock()
+        self._active_at[user.id] = now
+        self._holdings.expire(now)
+        self._make_room(user, count, kept)
+        offers = [self._offer(user, position) for position in self._free(user, count)]
+        if offers or not fallback:
+            return offers, False
+        offers = self._own_again(user, count, kept) or self._from_idle(user, count)
+        if offers:
+            return offers, False
+        offers = [self._offer(user, position) for position in self._put_off(user, count)]
+        return offers, bool(offers)
+
+    def _free(self, user: User, count: int) -> list[int]:
+        """Return the first positions of the order that are free and may go to this user."""
+        order, positions = self._order, list[int]()
+        own = self.book.own(user.id) if self._someone_else(user) else None
+        skipped, held = self.book.skipped(user.id), self._holdings.held
+        start = self._head
+        while start < len(order.rows) and len(positions) < count:
+            stop = min(start + _CHUNK, len(order.rows))
+            rows, review = order.rows[start:stop], order.review[start:stop]
+            over = self._over(rows, review)
+            if start == self._head and over.all():
+                self._head = stop
+            free = ~(over | held[rows] | skipped[rows])
+            if own is not None:
+                free &= ~(review & own[rows])
+            positions += (np.flatnonzero(free)[: count - len(positions)] + start).tolist()
+            start = stop
+        return positions
+
+    def _over(self, rows: NDArray[np.int64], review: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Tell which items have nothing left to ask: answered, or, for a review, answered since the order was made."""
+        seq = self.book.answered_seq[rows]
+        over: NDArray[np.bool_] = np.where(review, seq > self._order.label_seq, seq > 0) | self._pool.gone[rows]
+        return over
+
+    def _own_again(self, user: User, count: int, kept: frozenset[str] | None) -> list[_Offer]:
+        """Give a user the faces again that a reloaded page has lost."""
+        mine = self._holdings.of_user(user.id) if kept is not None else []
+        image_ids = self._image_ids(mine)
+        lost = [lease for lease in mine if kept is not None and image_ids[lease.row] not in kept][:count]
+        offers = []
+        for lease in lost:
+            lease = replace(lease, expires_at=self._expiry())
+            self._holdings.open(lease)
+            position = self._order.position(lease.row)
+            question, given = self._ask(user, position, lease.row) if position is not None else (_PLAIN, None)
+            offers.append(_Offer(lease, question, given, again=True))
+        return offers
+
+    def _from_idle(self, user: User, count: int) -> list[_Offer]:
+        """Take faces over from people who hold them without answering. Renewing alone does not count as working."""
+        idle_since = self._clock() - timedelta(seconds=self._settings.lease_seconds)
+        own, skipped = self.book.own(user.id), self.book.skipped(user.id)
+        positions: list[int] = []
+        for holder in self._holdings.users():
+            if holder == user.id or self._active_at.get(holder, idle_since) > idle_since:
+                continue
+            for lease in self._holdings.of_user(holder):
+                position = self._order.position(lease.row)
+                if position is not None and len(positions) < count and not (own[lease.row] or skipped[lease.row]):
+                    self._release(lease)
+                    positions.append(position)
+        return [self._offer(user, position) for position in positions]
+
+    def _put_off(self, user: User, count: int) -> list[int]:
+        """Return the positions of faces that the user skipped, the one longest ago first."""
+        order, positions = self._order, list[int]()
+        for group in self.book.put_off(user.id):
+            position = order.position(group)
+            if len(positions) < count and position is not None and not self._holdings.held[group]:
+                here = slice(position, position + 1)
+                if not self._over(order.rows[here], order.review[here])[0]:
+                    positions.append(position)
+        return positions
+
+    def _offer(self, user: User, position: int) -> _Offer:
+        """Hold the face at a position of the order."""
+        order = self._order
+        row = int(order.rows[position])
+        reason = order.explain(position, self._taxonomy, show_given=self._may_see(user, row))
+        lease = Lease(
+            id=_new_id(),
+            row=row,
+            user_id=user.id,
+            expires_at=self._expiry(),
+            arm=order.arm(position),
+            model_version=order.model_version_of(position),
+            reason=reason.sentence,
+            blind=order.blind(position),
+            candidates=order.candidates(position),
+        )
+        self._holdings.open(lease)
+        return _Offer(lease, *self._ask(user, position, row))
+
+    def _ask(self, user: User, position: int, row: int) -> tuple[str, str | None]:
+        show = self._may_see(user, row)
+        question = self._order.explain(position, self._taxonomy, show_given=show).question
+        return question, self._order.given(position) if show else None
+
+    def _may_see(self, user: User, row: int) -> bool:
+        """Tell whether the label under review may be shown: what colleagues said is for reviewers alone."""
+        return not self.book.answered_seq[row] or user.role in ("reviewer", "admin")
+
+    def _someone_else(self, user: User) -> bool:
+        """Tell whether anyone else could review this user's labels."""
+        return any(
+            p.id != user.id and not p.disabled and p.simulated == user.simulated and p.name != _LOCAL
+            for p in self._people
+        )
+
+    def _make_room(self, user: User, count: int, kept: frozenset[str] | None) -> None:
+        """Let a user's oldest faces go when the leases of lost pages add up."""
+        mine = self._holdings.of_user(user.id)
+        surplus = len(mine) + count - self._settings.max_leases_per_user
+        if surplus > 0:
+            image_ids = self._image_ids(mine)
+            for lease in [m for m in mine if kept is None or image_ids[m.row] not in kept][:surplus]:
+                self._release(lease)
+
+    def _release(self, lease: Lease) -> None:
+        self._holdings.close(lease.id)
+        self._writer.call(lambda: self._store.leases.close(lease.id))
+
+    def _with_images(self, offers: list[_Offer]) -> list[Item]:
+        """Join the image records; a face that was erased or quarantined meanwhile leaves the queue."""
+        items = []
+        records = self._store.images.by_rows([offer.lease.row for offer in offers]) if offers else []
+        for offer, image in zip(offers, records, strict=True):
+            if image.state == "active":
+                items.append(Item(offer.lease, image, offer.question, offer.given, offer.again))
+                continue
+            with self._lock:
+                self._pool.gone[offer.lease.row] = True
+                self._holdings.close(offer.lease.id)
+        return items
+
+    def _message(self, some: bool, put_off: bool) -> str | None:
+        if some:
+            return "Only faces that you put off are left." if put_off else None
+        if not self._pool.num_representatives:
+            return "There are no faces yet: add some with `annotator import`."
+        if len(self._holdings):
+            return "Every open face is with someone right now; faces come back when their time is over."
+        return "Every face has been answered."
+
+    def _image_ids(self, leases: list[Lease]) -> dict[int, str]:
+        records = self._store.images.by_rows([lease.row for lease in leases]) if leases else []
+        return {record.row: record.image_id for record in records}
+
+    def _expiry(self) -> datetime:
+        return self._clock() + timedelta(seconds=self._settings.lease_seconds)
+
+
+def _new_id() -> str:
+    return secrets.token_urlsafe(12)
