@@ -5,6 +5,7 @@ from typing import Self
 from annotator.settings import Workspace
 from annotator.store import meta, migrate
 from annotator.store.accounts import Accounts
+from annotator.store.activity import Activity
 from annotator.store.database import Database, refuse_network_file_system
 from annotator.store.decisions import Decisions
 from annotator.store.images import Images
@@ -24,6 +25,7 @@ class LabelStore:
         self.leases = Leases(database)
         self.learning = Learning(database)
         self.accounts = Accounts(database)
+        self.activity = Activity(database)
 
     @classmethod
     def open(cls, workspace: Workspace) -> Self:
