@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.features import unit
+
 F32 = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
@@ -92,13 +94,6 @@ def build(
     gamma = 2.0 / max(typical, 1e-6)
     kernel = _kernel(unit(np.asarray(features[choices], dtype=np.float32)), targets, gamma)
     return Herding(rows[choices], kernel, targets, gamma, np.zeros(len(targets), dtype=np.float32), len(rows))
-
-
-def unit(features: F32) -> F32:
-    """Scale each row (n, d) to length one; a zero row stays zero."""
-    x = np.asarray(features, dtype=np.float32)
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.asarray(x / np.maximum(length, 1e-12), dtype=np.float32)
 
 
 def _kernel(x: F32, targets: F32, gamma: float) -> F32:

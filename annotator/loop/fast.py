@@ -78,7 +78,7 @@ class Supervision:
 class FastModel:
     """A fitted fast learner.
 
-    weights (K, d), bias (K,); prototypes (K, d) unit or zero; log_prior (K,) of the classes among the answers; lean (K,)
+    weights (K, d), bias (K,); prototypes (K, d) unit or zero; log_prior (K,) of the classes answered; lean (K,)
     in [0, 1], how much of a class rests on its prototype.
     """
 
@@ -247,7 +247,7 @@ def _prototypes(features: F32, answers: Supervision) -> tuple[F32, F32, F32]:
 
 
 def _mixed(reading: Reading, temperature: float, sharpness: float) -> F64:
-    """Mix regression and prototypes class by class (n, K). Classes without a prototype keep what the regression says."""
+    """Mix regression and prototypes class by class (n, K). Classes without prototypes keep what the regression says."""
     z = np.asarray(reading.logits, dtype=np.float64) / temperature
     p = np.exp(z - _logsumexp(z))
     lean = np.asarray(reading.lean, dtype=np.float64)
