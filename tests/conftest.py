@@ -132,3 +132,11 @@ def new_image(name: str, **fields: object) -> NewImage:
         "media_type": "image/png",
     }
     return NewImage(**(defaults | fields))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draw 64 demo faces once per session; return the folder that holds `manifest.csv` and `images/`."""
+    from annotator.ingest.demo_faces import generate
+
+    return generate(tmp_path_factory.mktemp("faces"), 64, seed=7).parent

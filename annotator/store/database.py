@@ -12,10 +12,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import QueuePool
 
@@ -83,10 +81,6 @@ class Database:
             if not self.is_sqlite:
                 connection.execute(text("SET LOCAL synchronous_commit = off"))
             yield connection
-
-    def insert(self, table: Table) -> Any:
-        """Return the dialect's own INSERT, which knows `on_conflict_do_update`."""
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def close(self) -> None:
         """Close every connection."""

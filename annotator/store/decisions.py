@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from annotator.consensus import COUNTING, derive, opinions
 from annotator.errors import AnnotatorError, InputError, NotFoundError
@@ -22,8 +22,13 @@ _READ = (
     .join_from(annotations, images, annotations.c.row == images.c.row)
     .outerjoin(users, annotations.c.user_id == users.c.id)
 )
-_BY_CLIENT = select(annotations.c.id, annotations.c.user_id).limit(1)
+# Statements of the hot path are built once: building one costs more than running it.
+_BY_CLIENT = select(annotations.c.id, annotations.c.user_id).where(annotations.c.client_id == bindparam("_client_id"))
 _IMAGE = select(images.c.row, images.c.group_row, images.c.state, images.c.reserved)
+_IMAGE_BY_ID = _IMAGE.where(images.c.image_id == bindparam("_image_id"))
+_LEASE = select(leases).where(leases.c.id == bindparam("_id"))
+_CLOSE = update(leases).where(leases.c.id == bindparam("_id")).values(closed=True)
+_INSERT = insert(annotations)
 
 
 class _Lease(NamedTuple):
@@ -138,7 +143,7 @@ class Decisions(Labels):
         repeated = _repeated(connection, user, answer.client_id)
         if repeated is not None:
             return repeated
-        image = connection.execute(_IMAGE.where(images.c.image_id == answer.image_id)).one_or_none()
+        image = connection.execute(_IMAGE_BY_ID, {"_image_id": answer.image_id}).one_or_none()
         if image is None:
             raise NotFoundError(f"no image {answer.image_id!r}")
         if image.state == "erased":
@@ -170,7 +175,7 @@ class Decisions(Labels):
         }
         stored = self._insert(connection, user, values, image.group_row, group, answer.image_id)
         if lease.closes:
-            connection.execute(update(leases).where(leases.c.id == answer.lease_id).values(closed=True))
+            connection.execute(_CLOSE, {"_id": answer.lease_id})
         if counts and lease.blind and lease.arm == "random" and not image.reserved:
             connection.execute(update(images).where(images.c.group_row == image.group_row).values(reserved=True))
         return stored
@@ -187,7 +192,7 @@ class Decisions(Labels):
         """Append a row and derive the label of its group with it."""
         seq = meta.take_seqs(connection, 1)
         values |= {"id": seq, "seq": seq}
-        connection.execute(insert(annotations), values)
+        connection.execute(_INSERT, values)
         if values["kind"] in COUNTING or values["supersedes"] is not None:
             added = Opinion(
                 seq,
@@ -231,7 +236,7 @@ def _values(user: User, client_id: str, row: int, now: datetime, taxonomy_versio
 
 
 def _repeated(connection: Connection, user: User, client_id: str) -> Stored | None:
-    known = connection.execute(_BY_CLIENT.where(annotations.c.client_id == client_id)).one_or_none()
+    known = connection.execute(_BY_CLIENT, {"_client_id": client_id}).one_or_none()
     if known is None:
         return None
     if known.user_id != user.id:
@@ -265,7 +270,7 @@ def _read_lease(connection: Connection, user: User, lease_id: str | None, row: i
     """Compare an answer with the lease it names. A lease that is unknown or another person's gave no right: late."""
     if lease_id is None:
         return _Lease()
-    lease = connection.execute(select(leases).where(leases.c.id == lease_id)).one_or_none()
+    lease = connection.execute(_LEASE, {"_id": lease_id}).one_or_none()
     if lease is None or lease.user_id != user.id:
         return _Lease(late=True)
     late = lease.expires_at <= now

@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, bindparam, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from annotator.consensus import derive, opinions
 from annotator.errors import NotFoundError
@@ -44,11 +46,14 @@ _OPINION = (
     images.c.group_row,
 )
 _OPINIONS = select(*_OPINION).join_from(images, annotations, annotations.c.row == images.c.row)
+# Statements of the hot path are built once: building one costs more than running it.
+_OPINIONS_OF_GROUP = _OPINIONS.where(images.c.group_row == bindparam("_group"))
+_DROP_LABEL = delete(labels).where(labels.c.row == bindparam("_row"))
 
 
 def opinions_of_group(connection: Connection, group: int) -> list[Opinion]:
     """Return all annotations of a group."""
-    return [Opinion(*row) for row in connection.execute(_OPINIONS.where(images.c.group_row == group))]
+    return [Opinion(*row) for row in connection.execute(_OPINIONS_OF_GROUP, {"_group": group})]
 
 
 def opinions_by_group(connection: Connection, groups: Iterable[int] | None = None) -> dict[int, list[Opinion]]:
@@ -83,13 +88,16 @@ def label_values(row: int, label: Label) -> dict[str, Any]:
 def put_label(connection: Connection, database: Database, row: int, label: Label) -> None:
     """Store the label of a group; a group without one has no row."""
     if label.state == "unlabeled":
-        connection.execute(delete(labels).where(labels.c.row == row))
+        connection.execute(_DROP_LABEL, {"_row": row})
         return
-    values = label_values(row, label)
-    query = database.insert(labels).on_conflict_do_update(
-        index_elements=["row"], set_={k: v for k, v in values.items() if k != "row"}
-    )
-    connection.execute(query.values(values))
+    connection.execute(_put_label(database.is_sqlite), label_values(row, label))
+
+
+@cache
+def _put_label(is_sqlite: bool) -> Any:
+    query = sqlite.insert(labels) if is_sqlite else postgresql.insert(labels)
+    changed = {c.name: query.excluded[c.name] for c in labels.c if c.name != "row"}
+    return query.on_conflict_do_update(index_elements=["row"], set_=changed)
 
 
 def refresh_labels(connection: Connection, database: Database, groups: Collection[int], classes: Sequence[str]) -> int:

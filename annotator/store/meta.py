@@ -4,7 +4,7 @@ Both are rows of `meta`, not database sequences: a rolled-back transaction gives
 but those of erased answers, and a number is never given twice, also not after its row was erased.
 """
 
-from sqlalchemy import Connection, Integer, cast, select, update
+from sqlalchemy import Connection, Integer, Text, bindparam, cast, select, update
 
 from annotator.store.tables import meta
 
@@ -25,9 +25,13 @@ def last_seq(connection: Connection) -> int:
 
 
 _LAST_SEQ = select(meta.c.value).where(meta.c.key == "seq")
+_ADVANCE = (
+    update(meta)
+    .where(meta.c.key == bindparam("_key"))
+    .values(value=cast(cast(meta.c.value, Integer) + bindparam("_count", type_=Integer), Text))
+    .returning(meta.c.value)
+)
 
 
 def _advance(connection: Connection, key: str, count: int) -> int:
-    number = cast(meta.c.value, Integer) + count
-    query = update(meta).where(meta.c.key == key).values(value=cast(number, meta.c.value.type)).returning(meta.c.value)
-    return int(connection.execute(query).scalar_one())
+    return int(connection.execute(_ADVANCE, {"_key": key, "_count": count}).scalar_one())
