@@ -1,7 +1,6 @@
 """The network: a timm backbone by name, feature adapters, a linear head; its averaged copy; and weights from a file."""
 
 import copy
-import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -163,9 +162,7 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
     backbone.load_state_dict(given, strict=False)
 
 
-def build_network(
-    config: BackboneConfig, image_size: int, num_classes: int, recipe: Recipe, made: tuple[nn.Module, int]
-) -> Network:
+def build_network(config: BackboneConfig, num_classes: int, recipe: Recipe, made: tuple[nn.Module, int]) -> Network:
     """Join a backbone made by `make_backbone` with the recipe's adapters and a fresh head, channels last."""
     backbone, feature_dim = made
     network = Network(backbone, feature_dim, num_classes, recipe, config.dropout)
@@ -198,8 +195,3 @@ class Ema:
         for name, value in mine.items():
             if not value.is_floating_point():
                 value.copy_(theirs[name])
-
-
-def half_life(decay: float) -> float:
-    """Return the number of steps after which half of an average is new."""
-    return math.log(0.5) / math.log(decay)

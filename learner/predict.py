@@ -1,0 +1,133 @@
+"""Features, probabilities and per-image signals of any rows, by the averaged model in eval mode (ALGORITHMS.md 12)."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learner.augment import Augmenter
+from learner.data import PixelCache
+from learner.models import Network, run
+from learner.parts import LabelView, Recipe, Scorer, Scores
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Aligned with rows (N,): features (N,d) float16, probs (N,K) float32, and the two augmented readings or None."""
+
+    rows: Rows
+    features: NDArray[np.float16]
+    probs: Floats
+    weak: Floats | None = None
+    strong: Floats | None = None
+
+
+class Predictor:
+    """Reads faces by row with a network that it puts into eval mode; draws for the two views come from `step`."""
+
+    def __init__(
+        self, network: Network, scorer: Scorer, cache: PixelCache, augmenter: Augmenter, batch: int, step: int = 0
+    ) -> None:
+        self.network = network.eval()
+        self.scorer = scorer
+        self.cache = cache
+        self.augmenter = augmenter
+        self.batch = batch
+        self.step = step
+
+    @torch.inference_mode()
+    def predict(self, rows: Rows, views: bool = False, on_batch: Callable[[int], None] | None = None) -> Predictions:
+        """Read `rows` (N,) in batches; `views` adds one weak and one strong reading at three times the cost.
+
+        `on_batch` hears how many rows are done and may raise to stop.
+
+        Raises:
+            PixelsMissingError: a row is not in the cache.
+        """
+        num, width = len(rows), self.network.feature_dim
+        num_classes = self.network.head.out_features
+        features = np.empty((num, width), np.float16)
+        readings = {name: np.empty((num, num_classes), np.float32) for name in (("x", "w", "s") if views else ("x",))}
+        for start in range(0, num, self.batch):
+            part = rows[start : start + self.batch]
+            here = slice(start, start + len(part))
+            pixels = self.augmenter.upload(self.cache.gather(part))
+            for name, p in readings.items():
+                out = run(self.network, self._view(name, pixels, part))
+                p[here] = self.scorer(out).p.float().cpu().numpy()
+                if name == "x":
+                    features[here] = out.f.to(torch.float16).cpu().numpy()
+            if on_batch is not None:
+                on_batch(start + len(part))
+        return Predictions(rows, features, readings["x"], readings.get("w"), readings.get("s"))
+
+    def _view(self, name: str, pixels: Tensor, rows: Rows) -> Tensor:
+        if name == "x":
+            return self.augmenter.normalise(pixels)
+        make = self.augmenter.weak if name == "w" else self.augmenter.strong
+        return make(pixels, rows, self.step, name)
+
+
+def jensen_shannon(p: Floats, q: Floats) -> Floats:
+    """Return the Jensen-Shannon divergence of distributions (N,K) as a share of ln 2: (N,) in [0, 1], symmetric."""
+    mean = (p.astype(np.float64) + q) / 2
+
+    def divergence(a: Floats) -> NDArray[np.float64]:
+        ratio = np.divide(a, mean, out=np.ones_like(mean), where=a > 0)
+        total: NDArray[np.float64] = (a * np.log(ratio)).sum(axis=1)
+        return total
+
+    share: Floats = np.clip((divergence(p) + divergence(q)) / (2 * np.log(2)), 0, 1).astype(np.float32)
+    return share
+
+
+def generic_columns(predictions: Predictions) -> dict[str, Any]:
+    """Make the columns that every method has: p, pred, conf, margin, entropy (as a share of ln K), view_*."""
+    p = predictions.probs
+    ordered = np.sort(p, axis=1)
+    entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(axis=1) / np.log(p.shape[1])
+    columns: dict[str, Any] = {
+        "p": p,
+        "pred": p.argmax(axis=1).astype(np.int8),
+        "conf": ordered[:, -1],
+        "margin": ordered[:, -1] - ordered[:, -2],
+        "entropy": np.clip(entropy, 0, 1).astype(np.float32),
+    }
+    if predictions.weak is not None and predictions.strong is not None:
+        columns["view_disagree"] = predictions.weak.argmax(axis=1) != predictions.strong.argmax(axis=1)
+        columns["view_js"] = jensen_shannon(predictions.weak, predictions.strong)
+    return columns
+
+
+def signals_table(
+    predictions: Predictions, recipe: Recipe, view: LabelView, round_number: int, step: int, device: torch.device
+) -> pa.Table:
+    """Join the generic columns with those of the recipe's keepers: one row per image, keyed by `row`."""
+    columns: dict[str, Any] = {"row": predictions.rows, **generic_columns(predictions)}
+    rows = torch.from_numpy(predictions.rows).to(device)
+    scores = Scores.of(torch.from_numpy(predictions.probs).to(device))
+    fields = ("rows", "target", "allowed", "excluded", "given", "locked", "stamp")
+    near = dataclasses.replace(view, **{name: getattr(view, name).to(device) for name in fields})
+    for keeper in recipe.keepers:
+        columns |= keeper.signals(rows, scores, near)
+    table = pa.table({name: arrow_column(values) for name, values in columns.items()})
+    return table.replace_schema_metadata(
+        {"classes": ",".join(view.classes), "round": str(round_number), "lifetime_step": str(step)}
+    )
+
+
+def arrow_column(values: Any) -> pa.Array:
+    """Turn (N,) into a column and (N,K) into a column of fixed-size lists."""
+    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim == 1:
+        return pa.array(array)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array).reshape(-1)), array.shape[1])

@@ -1,0 +1,193 @@
+"""What a round leaves behind, and how the next one starts from it: weights, state, events (ALGORITHMS.md 11.4-11.6).
+
+A snapshot folder holds `model.safetensors` (the averaged network), `state.safetensors` (the student, keepers and
+tables, the label view that was trained on), `state.json`, `config.json`, `metrics.json`, `signals.parquet`,
+`rows.npy`, `features.npy` and `probs.npy`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from learner import checkpoint, methods
+from learner.config import RunConfig, write_json
+from learner.errors import CheckpointError, InputError
+from learner.models import Network, build_network, make_backbone
+from learner.parts import Event, LabelView, Recipe
+from learner.state import permute_classes
+from learner.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A recipe with fresh state and its network."""
+
+    recipe: Recipe
+    network: Network
+
+
+def assemble(config: RunConfig, num_classes: int, weights: bool = True) -> Assembled:
+    """Build the recipe and the network that a configuration names, seeded; `weights` False skips the weight file.
+
+    Raises:
+        InputError: unknown method, option or backbone.
+        CheckpointError: the backbone's weights cannot be loaded.
+    """
+    torch.manual_seed(config.seed)
+    backbone = config.backbone if weights else config.backbone.model_copy(update={"weights": None})
+    made = make_backbone(backbone, config.image_size)
+    try:
+        recipe = methods.build(config.method, num_classes, made[1], config.options)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return Assembled(recipe, build_network(config.backbone, num_classes, recipe, made))
+
+
+def shape_of(config: RunConfig, recipe: Recipe) -> dict[str, Any]:
+    """Say which network a run trains."""
+    return {"backbone": config.backbone.name, "feature_norm": recipe.feature_norm, "image_size": config.image_size}
+
+
+def write_snapshot(folder: Path, trainer: Trainer) -> None:
+    """Write weights and state of a finished round into `folder`."""
+    view = trainer.data.view
+    averaged = {k: v.detach().cpu().contiguous() for k, v in trainer.ema.network.state_dict().items()}
+    save_file(averaged, folder / "model.safetensors")
+    tensors = checkpoint.pack("student", trainer.raw.state_dict()) | trainer.keeper_state()
+    tensors |= {"view/rows": view.rows, "view/stamp": view.stamp, "view/given": view.given}
+    tensors["pool/rows"] = torch.from_numpy(trainer.data.unlabeled)
+    checkpoint.save(folder / "state.safetensors", tensors, {})
+    write_json(
+        folder / "state.json",
+        {
+            "format": checkpoint.FORMAT,
+            "method": trainer.config.method,
+            "classes": list(view.classes),
+            "label_seq": view.label_seq,
+            "round": trainer.round,
+            "lifetime_step": trainer.lifetime_step,
+            **shape_of(trainer.config, trainer.recipe),
+        },
+    )
+    trainer.config.save(folder / "config.json")
+
+
+def load_network(folder: Path) -> tuple[RunConfig, Recipe, Network, tuple[str, ...], dict[str, Any]]:
+    """Rebuild the averaged network of a snapshot for prediction: configuration, recipe, network, classes, `state.json`.
+
+    Raises:
+        CheckpointError: the folder is no complete snapshot.
+    """
+    meta = read_meta(folder)
+    config = RunConfig.load(folder / "config.json")
+    classes = tuple(meta["classes"])
+    made = assemble(config, len(classes), weights=False)
+    checkpoint.load_weights(made.network, load_file(folder / "model.safetensors"), str(folder))
+    return config, made.recipe, made.network, classes, meta
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Read `state.json` of a snapshot.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another format.
+    """
+    try:
+        meta = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is no snapshot: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != checkpoint.FORMAT:
+        raise CheckpointError(f"{folder} has another snapshot format; this version reads {checkpoint.FORMAT}")
+    return meta
+
+
+def warm_start(trainer: Trainer, folder: Path) -> None:
+    """Continue from the previous round's snapshot: weights, average, keepers, then the events since.
+
+    Another backbone, feature form or image size starts the network and everything learned anew; another method keeps
+    the weights and starts its own state, told of every label as new.
+
+    Raises:
+        CheckpointError: the snapshot is incomplete or does not fit.
+    """
+    meta = read_meta(folder)
+    if any(meta.get(key) != value for key, value in shape_of(trainer.config, trainer.recipe).items()):
+        begin(trainer)
+        return
+    old, new = list(meta["classes"]), list(trainer.data.view.classes)
+    tensors, _ = checkpoint.load(folder / "state.safetensors")
+    averaged = permute_head(load_file(folder / "model.safetensors"), old, new)
+    student = permute_head(checkpoint.unpack("student", tensors), old, new)
+    checkpoint.load_weights(trainer.ema.network, averaged, str(folder))
+    checkpoint.load_weights(trainer.raw, student, str(folder))
+    trainer.round, trainer.lifetime_start = int(meta["round"]) + 1, int(meta["lifetime_step"])
+    if meta["method"] != trainer.config.method:
+        trainer.apply([*diff({}, labels_of(trainer.data.view)), Event("round_started", new=trainer.round)])
+        return
+    kept: dict[str, Tensor] = {}
+    for prefix in sorted({name.rsplit("/", 1)[0] for name in tensors if name.startswith(("keeper/", "table/"))}):
+        kept |= checkpoint.pack(prefix, permute_classes(checkpoint.unpack(prefix, tensors), old, new))
+    trainer.load_keepers(kept)
+    trainer.apply(events_since(trainer, tensors, old))
+
+
+def begin(trainer: Trainer) -> None:
+    """Start round 0: every label is news to the keepers."""
+    trainer.apply([*diff({}, labels_of(trainer.data.view)), Event("round_started", new=0)])
+
+
+def events_since(trainer: Trainer, tensors: dict[str, Tensor], old: list[str]) -> list[Event]:
+    """Compare the snapshot's labels and pool with this round's: what happened in between, in a fixed order."""
+    view = trainer.data.view
+    place = [view.classes.index(name) if name in view.classes else -1 for name in old]
+    given = [place[g] if g >= 0 else -1 for g in tensors["view/given"].tolist()]
+    rows, stamps = tensors["view/rows"].tolist(), tensors["view/stamp"].tolist()
+    before = {row: (stamp, label) for row, stamp, label in zip(rows, stamps, given, strict=True)}
+    known = set(rows) | set(tensors["pool/rows"].tolist())
+    now = set(view.rows.tolist()) | set(trainer.data.unlabeled.tolist())
+    gone, added = sorted(known - now), sorted(now - known)
+    return [
+        *(Event("sample_added", row) for row in added),
+        *(Event("sample_removed", row) for row in gone),
+        *diff({row: label for row, label in before.items() if row in now}, labels_of(view)),
+        Event("round_started", new=trainer.round),
+    ]
+
+
+def labels_of(view: LabelView) -> dict[int, tuple[int, int]]:
+    """Return row → (stamp, class or -1)."""
+    return {
+        row: (stamp, label)
+        for row, stamp, label in zip(view.rows.tolist(), view.stamp.tolist(), view.given.tolist(), strict=True)
+    }
+
+
+def diff(before: dict[int, tuple[int, int]], now: dict[int, tuple[int, int]]) -> list[Event]:
+    """Turn two states of the labels into events by row; an answer that repeats a label is a change too."""
+    events = []
+    for row in sorted(before.keys() | now.keys()):
+        if row not in before:
+            events.append(Event("labelled", row, new=now[row][1]))
+        elif row not in now:
+            events.append(Event("label_removed", row, old=before[row][1]))
+        elif before[row] != now[row]:
+            events.append(Event("label_changed", row, old=before[row][1], new=now[row][1]))
+    return events
+
+
+def permute_head(state: dict[str, Tensor], old: list[str], new: list[str]) -> dict[str, Tensor]:
+    """Reorder the head's rows by class name; a new class starts small and random, one that is gone is dropped."""
+    if old == new:
+        return state
+    weight, bias = state["head.weight"], state["head.bias"]
+    fresh = torch.randn(len(new), weight.shape[1], generator=torch.Generator().manual_seed(0)) * 0.01
+    moved_weight, moved_bias = fresh.to(weight), torch.zeros(len(new)).to(bias)
+    for position, name in enumerate(new):
+        if name in old:
+            moved_weight[position], moved_bias[position] = weight[old.index(name)], bias[old.index(name)]
+    return {**state, "head.weight": moved_weight, "head.bias": moved_bias}
