@@ -1,8 +1,8 @@
 """The command line: `annotator COMMAND`. The composition root: here, and only here, all packages meet."""
 
 import sys
+from typing import Any
 
-import click
 import typer
 
 from annotator.commands import labeling, learning, people, simulating, upkeep, workspaces
@@ -12,7 +12,6 @@ from annotator.errors import AnnotatorError, LearnerError
 app = typer.Typer(
     name="annotator",
     help="Active labeling of facial expressions with semi-supervised learning in the loop.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -21,15 +20,18 @@ for commands in (workspaces, labeling, learning, simulating, upkeep):
     commands.register(app)
 app.add_typer(people.app, name="users")
 
+# Typer carries its own copy of click; this class of it has no public name of its own.
+_UsageError: Any = typer.BadParameter.__mro__[2]
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; bad input ends with exit code 2 and one clear line, a failed training run with 1."""
     try:
-        status = app(args=arguments, standalone_mode=False)
-    except click.ClickException as error:
+        status = app(args=(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+    except _UsageError as error:
         err.print(f"error: {error.format_message()}", markup=False)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         err.print("interrupted", markup=False)
         sys.exit(130)
     except LearnerError as error:

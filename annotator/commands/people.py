@@ -10,7 +10,7 @@ from annotator import auth
 from annotator.commands.console import JsonFlag, WorkspaceArg, opened, out, print_json
 from annotator.errors import InputError
 
-app = typer.Typer(help="Accounts: add, list, disable, reset a password.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Accounts: add, list, disable, reset a password.", rich_markup_mode=None)
 NameArg = Annotated[str, typer.Argument(help="The account's name.")]
 
 
