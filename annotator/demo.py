@@ -26,7 +26,7 @@ def prepare(root: Path, count: int, seed: int, progress: Callable[[int, int, str
     )
     drawn = workspace.root / "faces"
     if not (drawn / "manifest.csv").is_file():
-        demo_faces.generate(drawn, count, seed=seed, progress=progress)
+        demo_faces.generate(drawn, count, seed=seed, progress=lambda done, total: progress(done, total, "drawing"))
     store = LabelStore.open(workspace)
     try:
         run_import(workspace, store, drawn / "manifest.csv", "manifest", given_as="truth", progress=progress)
