@@ -238,12 +238,13 @@ class Event:
 class Survey:
     """Features of an evaluation pass at the start of a round: pool (N,d) is a sample of the whole pool.
 
-    features (L,d) and given (L,) int64 (class or -1) are those of the labeled rows (L,) int64.
+    rows (L,) int64, features (L,d), p (L,K) and given (L,) int64 (class or -1) are of the labeled images.
     """
 
     pool: Tensor
     rows: Tensor
     features: Tensor
+    p: Tensor
     given: Tensor
 
 

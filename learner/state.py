@@ -84,6 +84,11 @@ class SampleTable:
         return len(self._known)
 
     @property
+    def device(self) -> torch.device:
+        """Where the columns live; they follow the rows that ask for them (`to`)."""
+        return self._device
+
+    @property
     def nbytes(self) -> int:
         """Memory in bytes."""
         return sum(t.numel() * t.element_size() for t in (self._known, self._removed, *self._data.values()))
@@ -123,24 +128,19 @@ class SampleTable:
             raise ValueError(f"row {low} is negative; rows are what the import assigned")
         self.reserve(high + 1)
 
-    def get(self, name: str, rows: Tensor) -> Tensor:
-        """Read a column at rows (B,) int64: (B,) or (B,width), a copy."""
-        self._ready(rows)
-        return self._data[name][rows]
+    def at(self, rows: Tensor) -> "RowView":
+        """Open rows (B,) int64 for reading and writing; the table moves to their device and grows where needed.
 
-    def put(self, name: str, rows: Tensor, values: Tensor | float) -> None:
-        """Write a column at distinct rows (B,); removed rows stay at their defaults. See `visits_in_order`."""
+        Raises:
+            ValueError: a row is negative.
+        """
+        self.to(rows.device)
         self._ready(rows)
-        column = self._data[name]
-        new = torch.as_tensor(values, dtype=column.dtype, device=self._device).expand(
-            (len(rows), *column.shape[1:]) if not isinstance(values, Tensor) or values.dim() == 0 else values.shape
-        )
-        removed = self._removed[rows]
-        column[rows] = torch.where(removed.view(-1, *[1] * (column.dim() - 1)), column[rows], new)
-        self._known[rows] = self._known[rows] | ~removed
+        return RowView(self, rows)
 
     def reset(self, rows: Tensor) -> None:
         """Give rows (B,) their defaults again, as if never seen."""
+        rows = rows.to(self._device)
         self._ready(rows)
         for name, column in self.columns.items():
             self._data[name][rows] = torch.full((), column.default, dtype=column.dtype, device=self._device)
@@ -149,7 +149,7 @@ class SampleTable:
     def remove(self, rows: Tensor) -> None:
         """Put a tombstone on rows (B,): defaults for ever, writes are ignored."""
         self.reset(rows)
-        self._removed[rows] = True
+        self._removed[rows.to(self._device)] = True
 
     def clear(self) -> None:
         """Forget everything learned; tombstones stay."""
@@ -158,10 +158,6 @@ class SampleTable:
     def rows(self) -> Tensor:
         """Return the rows (n,) int64, ascending, that hold anything."""
         return self._known.nonzero()[:, 0]
-
-    def update(self, name: str, rows: Tensor, values: Tensor) -> None:
-        """Write a whole column for rows that are known already (ageing between rounds)."""
-        self.put(name, rows, values)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the known rows and their values as tensors on the CPU, keys with the column's role."""
@@ -198,6 +194,43 @@ class SampleTable:
         removed = state["removed"].to(self._device)
         self._ready(removed)
         self._removed[removed] = True
+
+
+class RowView:
+    """Some rows of a table. Reading takes them in any number; writing wants them distinct (`visits_in_order`).
+
+    Writes to removed rows are ignored.
+    """
+
+    __slots__ = ("_alive", "_rows", "_table", "_written")
+
+    def __init__(self, table: SampleTable, rows: Tensor) -> None:
+        """Use `SampleTable.at`, which checks the rows once for all columns."""
+        self._table = table
+        self._rows = rows
+        self._alive = ~table._removed[rows]
+        self._written = False
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Copy a column: (B,) or (B,width)."""
+        return self._table._data[name][self._rows]
+
+    def __setitem__(self, name: str, values: Tensor | float) -> None:
+        """Write a column, one value for all rows or one per row."""
+        self.put(name, values)
+
+    def put(self, name: str, values: Tensor | float, where: Tensor | None = None) -> None:
+        """Write a column where `where` (B,) or (B,width) bool says so."""
+        column = self._table._data[name]
+        old = column[self._rows]
+        chosen = self._alive if where is None else where & (self._alive if where.dim() == 1 else self._alive[:, None])
+        if old.dim() > chosen.dim():
+            chosen = chosen[:, None]
+        new = torch.as_tensor(values, device=old.device).to(old.dtype)
+        column[self._rows] = torch.where(chosen, new, old)
+        if not self._written:
+            self._table._known[self._rows] |= self._alive
+            self._written = True
 
 
 def permute_classes(state: dict[str, Tensor], old: Sequence[str], new: Sequence[str]) -> dict[str, Tensor]:
