@@ -8,6 +8,7 @@ Deviations: candidates and targets are samples of the pool, so memory is linear 
 """
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,13 +71,15 @@ class Herding:
 
 def build(
     rows: Rows,
-    features: F32,
+    features: F32 | Callable[[Rows], F32],
     open_: NDArray[np.bool_],
     seed: int,
     num_candidates: int = NUM_CANDIDATES,
     num_targets: int = NUM_TARGETS,
 ) -> Herding:
-    """Sample candidates (from the open faces) and targets (from all) of a pool with features (N, d), at least one row.
+    """Sample candidates (from the open faces) and targets (from all) of a pool of at least one row.
+
+    `features` is (N, d), or a function from rows (n,) to (n, d), so that only those of the samples are read.
 
     The bandwidth is a quarter of the median squared distance between targets: faces at the typical distance cover each
     other by exp(-2) = .14, and results change little around it.
@@ -88,11 +91,12 @@ def build(
     seen = np.arange(len(rows))
     if len(seen) > num_targets:
         seen = np.sort(random.choice(seen, num_targets, replace=False))
-    targets = unit(np.asarray(features[seen], dtype=np.float32))
+    read = features if callable(features) else lambda wanted: features[np.searchsorted(rows, wanted)]
+    targets = unit(read(rows[seen]))
     distances = 2 - 2 * (targets @ targets.T)
     typical = float(np.median(distances[np.triu_indices(len(targets), 1)])) if len(targets) > 1 else 1.0
     gamma = 2.0 / max(typical, 1e-6)
-    kernel = _kernel(unit(np.asarray(features[choices], dtype=np.float32)), targets, gamma)
+    kernel = _kernel(unit(read(rows[choices])), targets, gamma)
     return Herding(rows[choices], kernel, targets, gamma, np.zeros(len(targets), dtype=np.float32), len(rows))
 
 

@@ -1,0 +1,110 @@
+"""The pool and its labels as the learner follows them: one small read per answer, a full one when much has changed."""
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.loop.labels import LabelArrays, LabelBook
+from annotator.records import Annotation
+from annotator.store import LabelStore
+from annotator.store.images import PoolTable
+
+MANY = 400
+"""With more new answers than this, reading every label is faster than reading theirs."""
+ROWS_SECONDS = 1.0
+RELOAD_SECONDS = 30.0
+_POOL, _VAL, _TEST = 0, 1, 2
+_ACTIVE = 0
+
+
+class PoolFollower:
+    """What there is to ask and what has been answered, as of `seq`."""
+
+    def __init__(self, store: LabelStore, classes: tuple[str, ...]) -> None:
+        self._store = store
+        self._book = LabelBook(classes)
+        self.seq = -1
+        self.table = store.images.table()
+        self.grew_at = float("-inf")
+        self._looked_at = self._reloaded_at = time.monotonic()
+        self._index()
+
+    def _index(self) -> None:
+        table = self.table
+        active = table.state == _ACTIVE
+        represents = (table.split == _POOL) & active & (table.rows == table.group)
+        self.rows: NDArray[np.int64] = table.rows[represents]
+        self._reserved = set(table.rows[table.reserved].tolist())
+        self._group = dict(zip(table.rows.tolist(), table.group.tolist(), strict=True))
+
+    def catch_up(self) -> list[Annotation] | None:
+        """Take over what has happened since the last call.
+
+        Returns the new annotations (empty when labels were read as a whole), or None when nothing has changed.
+        """
+        grown = self._look_for_rows()
+        seq = self._store.last_seq()
+        if seq == self.seq:
+            return [] if grown else None
+        new = self._store.decisions.list(after_seq=self.seq, limit=MANY + 1) if self.seq >= 0 else []
+        if self.seq < 0 or len(new) > MANY:
+            self._read_all()
+            new = []
+        else:
+            self._read_labels_of(new)
+        self.seq = seq
+        return new
+
+    def _look_for_rows(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked_at < ROWS_SECONDS:
+            return False
+        self._looked_at = now
+        last = int(self.table.rows[-1]) + 1 if len(self.table.rows) else 0
+        new = self._store.images.table(since_row=last)
+        if not len(new.rows) and now - self._reloaded_at < RELOAD_SECONDS:
+            return False
+        if len(new.rows):
+            self.grew_at = now
+        # Copies found later change the state and group of rows that were there: read all of them again.
+        self._reloaded_at = now
+        table = self._store.images.table()
+        changed = not _same(table, self.table)
+        self.table = table
+        if changed:
+            self._index()
+        return changed
+
+    def _read_all(self) -> None:
+        self._book = LabelBook(self._book.classes)
+        for item in self._store.decisions.labels():
+            self._book.put(item.row, item.label)
+
+    def _read_labels_of(self, new: list[Annotation]) -> None:
+        for row in {a.row for a in new}:
+            group = self._group.get(row, row)
+            self._book.put(group, self._store.decisions.label(row))
+        for a in new:
+            if a.blind and a.arm == "random":
+                self._reserved.add(self._group.get(a.row, a.row))
+
+    def labels(self) -> LabelArrays:
+        """Return the labels of active pool groups, those of reserved faces included."""
+        everything = self._book.arrays()
+        return everything.take(np.isin(everything.rows, self.rows, assume_unique=True))
+
+    def reserved(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which rows (n,) are kept for validation: never trained on."""
+        return np.isin(rows, np.array(sorted(self._reserved), dtype=np.int64))
+
+    def split_rows(self, split: str) -> NDArray[np.int64]:
+        """Return the active rows of "val" or "test", ascending."""
+        code = {"val": _VAL, "test": _TEST}[split]
+        return np.asarray(self.table.rows[(self.table.split == code) & (self.table.state == _ACTIVE)], dtype=np.int64)
+
+
+def _same(a: PoolTable, b: PoolTable) -> bool:
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("rows", "group", "split", "state", "reserved")
+    )
