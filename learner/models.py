@@ -4,7 +4,7 @@ import copy
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import timm
 import torch
@@ -169,15 +169,19 @@ def build_network(config: BackboneConfig, num_classes: int, recipe: Recipe, made
     return network.to(memory_format=torch.channels_last)
 
 
-class Ema:
+N = TypeVar("N", bound=nn.Module)
+
+
+class Ema(Generic[N]):
     """Averaged copy of a network (ALGORITHMS.md 1.3): parameters and float buffers averaged, integer buffers copied.
 
     It is always in eval mode and receives no gradient.
     """
 
-    def __init__(self, network: nn.Module, config: EmaConfig) -> None:
+    def __init__(self, network: N, config: EmaConfig) -> None:
         self.config = config
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network: N = copy.deepcopy(network)
+        self.network.eval().requires_grad_(False)
 
     def decay(self, lifetime_step: int) -> float:
         """Return the factor of the old average at a lifetime step."""

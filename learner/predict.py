@@ -112,17 +112,21 @@ def signals_table(
     predictions: Predictions, recipe: Recipe, view: LabelView, round_number: int, step: int, device: torch.device
 ) -> pa.Table:
     """Join the generic columns with those of the recipe's keepers: one row per image, keyed by `row`."""
-    columns: dict[str, Any] = {"row": predictions.rows, **generic_columns(predictions)}
     rows = torch.from_numpy(predictions.rows).to(device)
     scores = Scores.of(torch.from_numpy(predictions.probs).to(device))
     fields = ("rows", "target", "allowed", "excluded", "given", "locked", "stamp")
     near = dataclasses.replace(view, **{name: getattr(view, name).to(device) for name in fields})
+    extra: dict[str, Any] = {}
     for keeper in recipe.keepers:
-        columns |= keeper.signals(rows, scores, near)
-    table = pa.table({name: arrow_column(values) for name, values in columns.items()})
-    return table.replace_schema_metadata(
-        {"classes": ",".join(view.classes), "round": str(round_number), "lifetime_step": str(step)}
-    )
+        extra |= keeper.signals(rows, scores, near)
+    return as_table({**generic_columns(predictions), **extra}, predictions.rows, view.classes, round_number, step)
+
+
+def as_table(columns: dict[str, Any], rows: Rows, classes: tuple[str, ...], round_number: int, step: int) -> pa.Table:
+    """Make an Arrow table with `row` first; classes, round and lifetime step are its metadata."""
+    table = pa.table({"row": pa.array(rows), **{name: arrow_column(values) for name, values in columns.items()}})
+    metadata = {"classes": ",".join(classes), "round": str(round_number), "lifetime_step": str(step)}
+    return table.replace_schema_metadata(metadata)
 
 
 def arrow_column(values: Any) -> pa.Array:

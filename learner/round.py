@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +74,12 @@ class RunFiles:
 
 
 class Reporter:
-    """Writes `progress.json` about once a second."""
+    """Writes `progress.json` about once a second, and tells `listen` the same."""
 
-    def __init__(self, folder: Path, steps: int) -> None:
+    def __init__(self, folder: Path, steps: int, listen: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._path = folder / "progress.json"
         self._steps = steps
+        self._listen = listen
         self._last = 0.0
 
     def __call__(
@@ -88,8 +89,11 @@ class Reporter:
         if not now and time.monotonic() - self._last < 1:
             return
         self._last = time.monotonic()
-        report = {"state": state, "step": step, "steps": self._steps, "progress": round(progress, 4)}
-        write_json(self._path, {**report, "eta_s": None if eta_s is None else round(eta_s, 1), "logs": logs})
+        report: dict[str, Any] = {"state": state, "step": step, "steps": self._steps, "progress": round(progress, 4)}
+        report |= {"eta_s": None if eta_s is None else round(eta_s, 1), "logs": logs}
+        write_json(self._path, report)
+        if self._listen is not None:
+            self._listen(report)
 
     def failed(self, message: str) -> None:
         """Say why the round ended."""
@@ -116,8 +120,8 @@ def stop_requests() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_round(folder: Path) -> Path:
-    """Run or resume the round in `folder`; return its `out` folder.
+def run_round(folder: Path, listen: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Run or resume the round in `folder`; return its `out` folder. `listen` hears every progress report.
 
     Raises:
         InputError, PixelsMissingError, CheckpointError: the folder's contents.
@@ -128,7 +132,7 @@ def run_round(folder: Path) -> Path:
     if out.is_dir():
         return out
     files = RunFiles.read(folder)
-    report = Reporter(folder, files.config.steps)
+    report = Reporter(folder, files.config.steps, listen)
     try:
         with stop_requests() as asked:
             round_ = Round(files, report, asked)

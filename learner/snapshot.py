@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from learner import checkpoint, methods
+from learner.augment import Augmenter
 from learner.config import RunConfig, write_json
+from learner.data import PixelCache
 from learner.errors import CheckpointError, InputError
-from learner.models import Network, build_network, make_backbone
+from learner.models import Network, build_network, make_backbone, read_weights
 from learner.parts import Event, LabelView, Recipe
+from learner.predict import Predictor
 from learner.state import permute_classes
-from learner.trainer import Trainer
+from learner.trainer import Trainer, make_fabric
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,27 @@ def write_snapshot(folder: Path, trainer: Trainer) -> None:
     trainer.config.save(folder / "config.json")
 
 
-def load_network(folder: Path) -> tuple[RunConfig, Recipe, Network, tuple[str, ...], dict[str, Any]]:
-    """Rebuild the averaged network of a snapshot for prediction: configuration, recipe, network, classes, `state.json`.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot loaded for prediction: the averaged network and how to read it."""
+
+    config: RunConfig
+    recipe: Recipe
+    network: Network
+    classes: tuple[str, ...]
+    round: int
+    lifetime_step: int
+
+    def predictor(self, cache: PixelCache) -> Predictor:
+        """Make a predictor on the CPU or the configured device."""
+        config, device = self.config, make_fabric(self.config).device
+        augmenter = Augmenter(config.augment, config.image_size, config.seed, device)
+        network = self.network.to(device)
+        return Predictor(network, self.recipe.scorer, cache, augmenter, config.predict_batch, self.lifetime_step)
+
+
+def load(folder: Path) -> Snapshot:
+    """Rebuild the averaged network of a snapshot.
 
     Raises:
         CheckpointError: the folder is no complete snapshot.
@@ -87,8 +109,8 @@ def load_network(folder: Path) -> tuple[RunConfig, Recipe, Network, tuple[str, .
     config = RunConfig.load(folder / "config.json")
     classes = tuple(meta["classes"])
     made = assemble(config, len(classes), weights=False)
-    checkpoint.load_weights(made.network, load_file(folder / "model.safetensors"), str(folder))
-    return config, made.recipe, made.network, classes, meta
+    checkpoint.load_weights(made.network, read_weights(folder / "model.safetensors"), str(folder))
+    return Snapshot(config, made.recipe, made.network, classes, int(meta["round"]), int(meta["lifetime_step"]))
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -121,7 +143,7 @@ def warm_start(trainer: Trainer, folder: Path) -> None:
         return
     old, new = list(meta["classes"]), list(trainer.data.view.classes)
     tensors, _ = checkpoint.load(folder / "state.safetensors")
-    averaged = permute_head(load_file(folder / "model.safetensors"), old, new)
+    averaged = permute_head(read_weights(folder / "model.safetensors"), old, new)
     student = permute_head(checkpoint.unpack("student", tensors), old, new)
     checkpoint.load_weights(trainer.ema.network, averaged, str(folder))
     checkpoint.load_weights(trainer.raw, student, str(folder))

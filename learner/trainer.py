@@ -50,7 +50,6 @@ class Trainer:
         self.config, self.recipe, self.data = config, recipe, data
         self.fabric = make_fabric(config)
         self.raw = network
-        self.ema: Ema
         self.step, self.round, self.lifetime_start = 0, 0, 0
         optimizer = make_optimizer(network.parameters(), config.optimizer)
         self.network, self.optimizer = self.fabric.setup(network, optimizer)

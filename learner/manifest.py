@@ -1,0 +1,226 @@
+"""Images without a workspace: a CSV of paths, labels and splits, or a zip in FER+ layout, turned into a run folder."""
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from learner.config import RunConfig, write_json
+from learner.data import SHARD_BYTES, Rows, save_view, write_shards
+from learner.errors import InputError
+from learner.parts import LabelView
+
+SPLITS = ("train", "val", "test")
+FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
+_FERPLUS_FOLDERS = {"Training": "FER2013Train", "PublicTest": "FER2013Valid", "PrivateTest": "FER2013Test"}
+MAX_BYTES = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """N images; row = position. names (N), label (N,) int64 or -1, split (N,) index into `SPLITS`."""
+
+    source: Path
+    classes: tuple[str, ...]
+    names: Sequence[str]
+    label: NDArray[np.int64]
+    split: NDArray[np.int64]
+
+    @classmethod
+    def read(cls, path: Path, classes: Sequence[str] | None = None) -> "Manifest":
+        """Read a CSV (`path,label,split[,votes]`, paths relative to the file) or a FER+ zip.
+
+        `votes` are counts per class in the order of `classes`, separated by semicolons; the most voted class is the
+        label where `label` is empty. Without `classes` they are the labels that occur, in alphabetical order.
+
+        Raises:
+            InputError: the file is missing or malformed; the message names the line.
+        """
+        if not path.is_file():
+            raise InputError(f"no manifest {path}")
+        if zipfile.is_zipfile(path):
+            return _read_ferplus(path)
+        try:
+            return _read_csv(path, classes)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path} is no CSV: {error}") from error
+
+    def rows(self, split: str) -> Rows:
+        """Return the rows of a split, ascending."""
+        return np.flatnonzero(self.split == SPLITS.index(split)).astype(np.int64)
+
+    def labeled(self, split: str) -> Rows:
+        """Return the rows of a split that have a label, ascending."""
+        rows = self.rows(split)
+        return rows[self.label[rows] >= 0]
+
+
+def _read_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = {"path", "label", "split"} - set(reader.fieldnames or ())
+        if missing:
+            raise InputError(f"{path} lacks the columns {', '.join(sorted(missing))}; needed: path,label,split[,votes]")
+        records = list(reader)
+    if not records:
+        raise InputError(f"{path} lists no image")
+    found = sorted({r["label"] for r in records if r["label"]})
+    known = tuple(classes) if classes else tuple(found)
+    if len(known) < 2:
+        raise InputError(f"{path} names {len(known)} classes ({', '.join(known)}); two or more are needed")
+    names, labels, splits = [], [], []
+    for line, record in enumerate(records, start=2):
+        label, split = record["label"] or "", record["split"] or ""
+        if split not in SPLITS:
+            raise InputError(f"{path} line {line}: split {split!r} is none of {', '.join(SPLITS)}")
+        if label and label not in known:
+            raise InputError(f"{path} line {line}: unknown class {label!r}; known: {', '.join(known)}")
+        votes = _votes(record.get("votes") or "", len(known), f"{path} line {line}")
+        labels.append(known.index(label) if label else votes)
+        names.append(str((path.parent / record["path"]).resolve()))
+        splits.append(SPLITS.index(split))
+    return Manifest(path, known, names, np.array(labels, np.int64), np.array(splits, np.int64))
+
+
+def _votes(text: str, num_classes: int, where: str) -> int:
+    """Return the most voted class, the first at a tie; -1 without votes."""
+    if not text:
+        return -1
+    try:
+        counts = [float(part) for part in text.split(";")]
+    except ValueError as error:
+        raise InputError(f"{where}: votes {text!r} are no numbers separated by semicolons") from error
+    if len(counts) != num_classes or min(counts) < 0:
+        raise InputError(f"{where}: {len(counts)} votes for {num_classes} classes, or a negative one")
+    return int(np.argmax(counts)) if max(counts) > 0 else -1
+
+
+def _read_ferplus(path: Path) -> Manifest:
+    """Read the FER+ zip: plurality of the votes; an image whose most voted entry is unknown or no face has no label."""
+    with zipfile.ZipFile(path) as archive:
+        members = set(archive.namelist())
+        if "fer2013new.csv" not in members:
+            raise InputError(f"{path} has no fer2013new.csv; it is not in FER+ layout")
+        table = list(csv.DictReader(io.StringIO(archive.read("fer2013new.csv").decode("utf-8-sig"))))
+    names: dict[str, tuple[int, int]] = {}
+    for record in table:
+        member = f"{_FERPLUS_FOLDERS.get(record['Usage'], '')}/{record['Image name']}"
+        if member not in members or member in names:
+            continue
+        votes = np.array([float(record[name]) for name in (*FERPLUS, "unknown", "NF")])
+        best = int(votes.argmax())
+        names[member] = (
+            best if best < len(FERPLUS) and votes[best] > 0 else -1,
+            list(_FERPLUS_FOLDERS).index(record["Usage"]),
+        )
+    if not names:
+        raise InputError(f"{path} holds none of the images that its fer2013new.csv names")
+    label, split = np.array(list(names.values()), np.int64).T
+    return Manifest(path, FERPLUS, list(names), label.copy(), split.copy())
+
+
+def decode(data: bytes, size: int, name: str) -> NDArray[np.uint8]:
+    """Decode one image to RGB uint8 (size, size, 3), upright, antialiased.
+
+    Raises:
+        InputError: it is no readable image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            if upright.size != (size, size):
+                upright = upright.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(upright, np.uint8)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read image {name}: {error}") from error
+
+
+def write_cache(
+    manifest: Manifest,
+    folder: Path,
+    size: int,
+    on_image: Callable[[int, int], None] | None = None,
+    chosen: Rows | None = None,
+) -> None:
+    """Decode images into shards for rows 0 … N-1, in the order of `chosen` (all by default), one shard in memory.
+
+    Raises:
+        InputError: an image is missing, too large or unreadable.
+    """
+    names = manifest.names if chosen is None else [manifest.names[row] for row in chosen]
+    per_shard = max(1, SHARD_BYTES // (size * size * 3))
+    archive = zipfile.ZipFile(manifest.source) if zipfile.is_zipfile(manifest.source) else None
+    try:
+        for start in range(0, len(names), per_shard):
+            block = []
+            for name in names[start : start + per_shard]:
+                block.append(decode(archive.read(name) if archive else _read_file(Path(name)), size, name))
+                if on_image is not None:
+                    on_image(start + len(block), len(names))
+            write_shards(folder, np.stack(block), start)
+    finally:
+        if archive is not None:
+            archive.close()
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is larger than {MAX_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read image {path}: {error.strerror}") from error
+
+
+def choose_labels(manifest: Manifest, per_class: int | None, seed: int) -> Rows:
+    """Draw at most `per_class` labeled training rows of every class (all for None), ascending."""
+    rows = manifest.labeled("train")
+    if per_class is None:
+        return rows
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    parts = [shuffled[manifest.label[shuffled] == index][:per_class] for index in range(len(manifest.classes))]
+    return np.sort(np.concatenate(parts))
+
+
+def make_run(manifest: Manifest, config: RunConfig, labeled: Rows, folder: Path, cache: Path) -> None:
+    """Write the run folder of `learner.round`: every other training image is unlabeled, `val` is for reporting.
+
+    Raises:
+        InputError: no labeled training image.
+    """
+    if len(labeled) == 0:
+        raise InputError(f"{manifest.source} has no labeled image in split train")
+    num, num_classes = len(labeled), len(manifest.classes)
+    given = torch.from_numpy(manifest.label[labeled])
+    view = LabelView(
+        label_seq=num,
+        classes=manifest.classes,
+        rows=torch.from_numpy(labeled),
+        target=torch.nn.functional.one_hot(given, num_classes).float(),
+        allowed=torch.ones(num, num_classes, dtype=torch.bool),
+        excluded=torch.zeros(num, num_classes, dtype=torch.bool),
+        given=given,
+        locked=torch.zeros(num, dtype=torch.bool),
+        stamp=torch.arange(1, num + 1),
+    )
+    save_view(folder / "view.npz", view)
+    val = manifest.labeled("val")
+    np.save(folder / "unlabeled.npy", np.setdiff1d(manifest.rows("train"), labeled))
+    np.save(folder / "all.npy", np.union1d(manifest.rows("train"), val))
+    np.savez(folder / "eval.npz", rows=val, truth=manifest.label[val])
+    write_json(folder / "pool.json", {"cache": str(cache), "previous": None, "image_size": config.image_size})
+    config.save(folder / "config.json")
+
+
+def source_key(manifest: Manifest) -> str:
+    """Describe what a cache was made from, to refuse another's."""
+    stat = manifest.source.stat()
+    return json.dumps([str(manifest.source.resolve()), stat.st_size, stat.st_mtime_ns, len(manifest.names)])
