@@ -1,11 +1,12 @@
 """The `labels` table: what annotations amount to, per group; always derivable again."""
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, select
+from sqlalchemy import Connection, Text, bindparam, cast, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from annotator.consensus import derive, opinions
@@ -48,6 +49,16 @@ _OPINION = (
 _OPINIONS = select(*_OPINION).join_from(images, annotations, annotations.c.row == images.c.row)
 # Statements of the hot path are built once: building one costs more than running it.
 _OPINIONS_OF_GROUP = _OPINIONS.where(images.c.group_row == bindparam("_group"))
+_LABELS = select(
+    labels.c.row,
+    labels.c.state,
+    cast(labels.c.classes, Text),
+    cast(labels.c.soft, Text),
+    labels.c.locked,
+    labels.c.num_annotators,
+    labels.c.imported,
+    labels.c.seq,
+)
 _DROP_LABEL = delete(labels).where(labels.c.row == bindparam("_row"))
 
 
@@ -206,29 +217,29 @@ class Labels:
 
 def _stored(connection: Connection, groups: Collection[int] | None) -> dict[int, Label]:
     if groups is None:
-        return {row.row: _label(row) for row in connection.execute(select(labels))}
+        return {row[0]: _label(row) for row in connection.execute(_LABELS)}
     wanted = sorted(groups)
     found = {}
     for start in range(0, len(wanted), _CHUNK):
-        query = select(labels).where(labels.c.row.in_(wanted[start : start + _CHUNK]))
-        found.update({row.row: _label(row) for row in connection.execute(query)})
+        query = _LABELS.where(labels.c.row.in_(wanted[start : start + _CHUNK]))
+        found.update({row[0]: _label(row) for row in connection.execute(query)})
     return found
 
 
 def _label(row: Any) -> Label:
-    return Label(
-        row.state,
-        tuple(row.classes),
-        dict(row.soft),
-        row.locked,
-        row.num_annotators,
-        row.imported,
-        row.seq,
-    )
+    _, state, classes, soft, locked, num_annotators, imported, seq = row
+    shares = json.loads(soft) if soft != "{}" else {}
+    return Label(state, _slugs(classes), shares, locked, num_annotators, imported, seq)
+
+
+@lru_cache(maxsize=4096)
+def _slugs(text: str) -> tuple[str, ...]:
+    """Decode a column of few different values: a hundred thousand labels share some dozen sets of classes."""
+    return tuple(json.loads(text))
 
 
 def _label_rows(connection: Connection, states: Collection[LabelState] | None, usable: Any) -> LabelRows:
-    labeled = select(labels)
+    labeled = _LABELS
     members = (
         select(images.c.group_row, images.c.row)
         .join_from(images, labels, labels.c.row == images.c.group_row)
@@ -242,4 +253,4 @@ def _label_rows(connection: Connection, states: Collection[LabelState] | None, u
     for group, row in connection.execute(members):
         rows[group].append(row)
     found = connection.execute(labeled.order_by(labels.c.row))
-    return [LabelRow(r.row, _label(r), tuple(rows[r.row])) for r in found if r.row in rows]
+    return [LabelRow(r[0], _label(r), tuple(rows[r[0]])) for r in found if r[0] in rows]
