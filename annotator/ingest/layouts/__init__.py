@@ -1,0 +1,1 @@
+"""The layouts that data sets come in: each turns a source into a stream of samples."""
