@@ -269,7 +269,10 @@ class LabelView:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A method as data: what `learner.methods` returns and `learner.trainer` runs."""
+    """A method as data: what `learner.methods` returns and `learner.trainer` runs.
+
+    tables: per-row state that belongs to no keeper; a keeper saves and moves its own.
+    """
 
     name: str
     losses: Sequence[tuple[LossTerm, float]]

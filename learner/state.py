@@ -147,13 +147,14 @@ class SampleTable:
         self._known[rows] = False
 
     def remove(self, rows: Tensor) -> None:
-        """Put a tombstone on rows (B,): defaults for ever, writes are ignored."""
+        """Put a tombstone on rows (B,): they read as defaults and ignore writes until `restore`."""
         self.reset(rows)
         self._removed[rows.to(self._device)] = True
 
-    def clear(self) -> None:
-        """Forget everything learned; tombstones stay."""
-        self.reset(self.rows())
+    def restore(self, rows: Tensor) -> None:
+        """Lift the tombstones of rows (B,), which start from the defaults again."""
+        self.reset(rows)
+        self._removed[rows.to(self._device)] = False
 
     def rows(self) -> Tensor:
         """Return the rows (n,) int64, ascending, that hold anything."""

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from torch.nn import functional as F
 
 from learner.parts import Clock, Event, LabelView, Scores, StepContext, Survey
+from learner.state import SampleTable
 
 
 class KeeperOptions(BaseModel):
@@ -62,9 +64,49 @@ class IdleKeeper:
         return {}
 
 
-def given_labels(rows: Tensor, view: LabelView) -> tuple[Tensor, Tensor]:
-    """Find rows (N,) among people's answers: their position in the view (N,), and whether they have one (N,) bool."""
-    if not len(view.rows):
-        return torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
-    position = torch.searchsorted(view.rows, rows).clamp(max=len(view.rows) - 1)
-    return position, view.rows[position] == rows
+def change_of_sample(table: SampleTable, event: Event) -> None:
+    """Follow the samples that come and go; a sample that comes back starts afresh."""
+    row = torch.tensor([event.row])
+    if event.kind == "sample_removed":
+        table.remove(row)
+    elif event.kind == "sample_added":
+        table.restore(row)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """People's answers to rows (N,), on the CPU: has any (N,) bool, given (N,) or -1, answer and excluded (N,K) bool.
+
+    answer holds one class or a candidate set, nothing for vote shares and bare "not these".
+    """
+
+    labeled: Tensor
+    given: Tensor
+    answer: Tensor
+    excluded: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, view: LabelView, num_classes: int) -> "Answers":
+        """Look up rows, in any order, in the view."""
+        known = view.rows.cpu()
+        if not len(known):
+            none = torch.zeros(len(rows), num_classes, dtype=torch.bool)
+            return Answers(none[:, 0], torch.full((len(rows),), -1), none, none.clone())
+        at = torch.searchsorted(known, rows).clamp(max=len(known) - 1)
+        labeled = known[at] == rows
+        given = torch.where(labeled, view.given.cpu()[at], -1)
+        excluded = view.excluded.cpu()[at] & labeled[:, None]
+        answer = answered_classes(given, view.allowed.cpu()[at], excluded)[0] & labeled[:, None]
+        return Answers(labeled, given, answer, excluded)
+
+
+def answered_classes(given: Tensor, allowed: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes (B,K) bool that answers name, and which answers (B,) bool are candidate sets.
+
+    One class: that class. A candidate set: it without the "not these". Anything else, which allows every class that is
+    not excluded: none.
+    """
+    one = F.one_hot(given.clamp(min=0), allowed.shape[1]).bool()
+    possible = allowed & ~excluded
+    several = (given < 0) & possible.any(dim=1) & (possible.sum(dim=1) < (~excluded).sum(dim=1))
+    return torch.where((given >= 0)[:, None], one, possible & several[:, None]), several

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from learner.keepers.base import IdleKeeper, KeeperOptions, given_labels
+from learner.keepers.base import Answers, IdleKeeper, KeeperOptions, change_of_sample
 from learner.parts import Clock, Event, LabelView, Scores, StepContext
 from learner.state import Column, SampleTable, pack_bits, unpack_bits, visits_in_order
 
@@ -122,11 +122,9 @@ class ComplementBank(IdleKeeper):
 
     def on_event(self, event: Event) -> None:
         """Archive on labelling (nothing to do: the row is not read), empty on the way back, age between rounds."""
-        row = torch.tensor([event.row])
+        change_of_sample(self.table, event)
         if event.kind == "label_removed":
-            self.table.reset(row.to(self.table.device))
-        elif event.kind == "sample_removed":
-            self.table.remove(row.to(self.table.device))
+            self.table.reset(torch.tensor([event.row]))
         elif event.kind == "round_started":
             self.round = event.new if event.new >= 0 else self.round + 1
             self._age()
@@ -156,15 +154,13 @@ class ComplementBank(IdleKeeper):
         class that a person gave. Unlabeled rows conflict when it holds the predicted class.
         """
         rows, hard, conf = rows.cpu(), scores.hard.cpu(), scores.conf.cpu()
-        bank = self.excluded(rows)
-        position, labeled = given_labels(rows, view)
-        given = torch.where(labeled, view.given[position], torch.full_like(rows, -1)) if len(view.rows) else hard
-        judged = torch.where(labeled, given, hard)
+        bank, answers = self.excluded(rows), Answers.of(rows, view, self.num_classes)
+        judged = torch.where(answers.labeled, answers.given, hard)
         conflict = bank.gather(1, judged.clamp(min=0)[:, None])[:, 0] & (judged >= 0)
-        shown = bank & ~labeled[:, None]
+        shown = bank & ~answers.labeled[:, None]
         count = shown.sum(dim=1)
         return {
-            "lion_reliable": ((conf >= self.reliable) & ~labeled).numpy(),
+            "lion_reliable": ((conf >= self.reliable) & ~answers.labeled).numpy(),
             "lion_not_set": pack_bits(shown).numpy(),
             "lion_not_count": count.to(torch.uint8).numpy(),
             "lion_remaining": (1 - count / (self.num_classes - 1)).float().numpy(),

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from learner.keepers.base import IdleKeeper, KeeperOptions, Warmup, given_labels
+from learner.keepers.base import Answers, IdleKeeper, KeeperOptions, Warmup, answered_classes, change_of_sample
 from learner.keepers.candidates import (
     CandidateRule,
     Similarity,
@@ -93,14 +93,10 @@ class Visit:
     def of(ctx: StepContext, cosines: Tensor) -> "Visit":
         """Read a step's labeled half. Vote shares and bare "not these" are neither single nor partial."""
         batch = ctx.batch
-        single = batch.given >= 0
-        one = F.one_hot(batch.given.clamp(min=0), ctx.num_classes).bool() & single[:, None]
-        possible = batch.allowed & ~batch.excluded
-        partial = ~single & possible.any(dim=1) & (possible.sum(dim=1) < (~batch.excluded).sum(dim=1))
-        answer = torch.where(single[:, None], one, possible)
+        answer, several = answered_classes(batch.given, batch.allowed, batch.excluded)
         denied = batch.excluded & ~answer
         p = ctx.scores["l"].p
-        return Visit(batch.rows, p, cosines, answer, denied, single, partial, batch.locked)
+        return Visit(batch.rows, p, cosines, answer, denied, batch.given >= 0, several, batch.locked)
 
     def at(self, index: Tensor) -> "Visit":
         """Take a part of the batch."""
@@ -223,11 +219,9 @@ class Disambiguator(IdleKeeper):
 
     def on_event(self, event: Event) -> None:
         """Forget a row whose answer is new, changed or gone: a person's word beats any doubt."""
-        row = torch.tensor([event.row], device=self.table.device)
+        change_of_sample(self.table, event)
         if event.kind in ("labelled", "label_changed", "label_removed"):
-            self.table.reset(row)
-        elif event.kind == "sample_removed":
-            self.table.remove(row)
+            self.table.reset(torch.tensor([event.row]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the table and whether the warm-up still lasted."""
@@ -247,9 +241,8 @@ class Disambiguator(IdleKeeper):
         lion_visits, lion_visits_to_go before a doubt and before a suggestion are possible.
         """
         rows, p = rows.cpu(), scores.p.float().cpu()
-        state = self.table.at(rows)
-        position, labeled = given_labels(rows, view)
-        answer = self._answers(position, labeled, view)
+        state, answers = self.table.at(rows), Answers.of(rows, view, self.num_classes)
+        answer = answers.answer
         judged = answer.any(dim=1)
         strict, by_margin, distance = label_doubt(p, answer, self.options.clear, self.options.margin)
         visits, w, settled = state["visits"], state["w"], state["settled"].long()
@@ -265,31 +258,18 @@ class Disambiguator(IdleKeeper):
             "lion_ambiguous_margin": (by_margin & shown).numpy(),
             "lion_reason": reason.to(torch.uint8).numpy(),
             "lion_label_margin": torch.where(judged, distance, torch.nan).numpy(),
-            "lion_candidates": self._shown_candidates(rows, p, answer, position, labeled, view).numpy(),
+            "lion_candidates": self._shown_candidates(state["candidates"], p, answers).numpy(),
             "lion_w": w.numpy(),
-            "lion_suggest": torch.where(labeled & ~repeats, settled, -1).to(torch.int8).numpy(),
+            "lion_suggest": torch.where(answers.labeled & ~repeats, settled, -1).to(torch.int8).numpy(),
             "lion_strength": w.max(dim=1).values.numpy(),
             "lion_visits": visits.numpy(),
-            "lion_visits_to_go": ((self.options.min_visits - visits).clamp(min=0) + waiting).mul(labeled).numpy(),
+            "lion_visits_to_go": ((self.options.min_visits - visits).clamp(min=0) + waiting).mul(judged).numpy(),
         }
 
-    def _answers(self, position: Tensor, labeled: Tensor, view: LabelView) -> Tensor:
-        if not len(view.rows):
-            return torch.zeros(len(position), self.num_classes, dtype=torch.bool)
-        given, possible = view.given[position], (view.allowed & ~view.excluded)[position]
-        one = F.one_hot(given.clamp(min=0), self.num_classes).bool()
-        partial = possible.sum(dim=1) < (~view.excluded[position]).sum(dim=1)
-        answer = torch.where((given >= 0)[:, None], one, possible & partial[:, None])
-        return answer & labeled[:, None]
-
-    def _shown_candidates(
-        self, rows: Tensor, p: Tensor, answer: Tensor, position: Tensor, labeled: Tensor, view: LabelView
-    ) -> Tensor:
-        kept = self.table.at(rows)["candidates"]
-        if not len(view.rows):
-            return torch.zeros_like(kept)
-        none = torch.zeros_like(answer)
-        now = candidate_set(p, answer, none, self.options.candidate_threshold, self.options.candidates)
-        several = (view.given[position] < 0) & answer.any(dim=1)
-        now = torch.where(several[:, None], answer, now & ~(view.excluded[position] & ~answer))
-        return torch.where(kept == 0, pack_bits(now), kept) * labeled
+    def _shown_candidates(self, kept: Tensor, p: Tensor, answers: Answers) -> Tensor:
+        """Those of the last doubtful visit; before there was one, what the rule says now."""
+        answer = answers.answer
+        none, options = torch.zeros_like(answer), self.options
+        now = candidate_set(p, answer, none, options.candidate_threshold, options.candidates)
+        now = torch.where((answers.given < 0)[:, None], answer, now & ~(answers.excluded & ~answer))
+        return torch.where(kept == 0, pack_bits(now), kept) * answer.any(dim=1)

@@ -85,7 +85,6 @@ def lion(options: LionOptions, num_classes: int, feature_dim: int) -> Recipe:
         scorer=LinearSoftmax(),
         targeter=LionReliability(options.reliable, options.reliable_growth),  # eq. 7
         keepers=[doubts, bank, prototypes],
-        tables=[doubts.table, bank.table],
         losses=[
             (SupervisedCE(), weights.supervised),  # eq. 2
             (ConsistencyCE(options.reduction), weights.reliable),  # eq. 8
