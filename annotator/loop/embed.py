@@ -46,6 +46,14 @@ class PixelShards:
         """The row after the last cached one."""
         return self._ranges[-1][1] if self._ranges else 0
 
+    def has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which rows (n,) are cached."""
+        if not self._ranges:
+            return np.zeros(len(rows), dtype=bool)
+        starts, stops = (np.array([r[i] for r in self._ranges], dtype=np.int64) for i in (0, 1))
+        part = np.searchsorted(starts, rows, side="right") - 1
+        return np.asarray((part >= 0) & (rows < stops[np.maximum(part, 0)]), dtype=bool)
+
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return the pixels (n, s, s, 3) of consecutive cached rows; rows that no shard holds are black."""
         parts = [(a, b, p) for a, b, p in self._ranges if a < stop and b > start]
