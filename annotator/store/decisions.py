@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from annotator.consensus import COUNTING, derive, opinions
-from annotator.errors import AnnotatorError, InputError, NotFoundError
+from annotator.errors import AnnotatorError, ConflictError, InputError, NotFoundError
 from annotator.records import Annotation, Answer, Stored, User
 from annotator.store import meta
 from annotator.store.answers import check_answer, check_client_id
@@ -100,7 +100,7 @@ class Decisions(Labels):
             image = connection.execute(_IMAGE.where(images.c.row == target.row)).one()
             group = opinions_of_group(connection, image.group_row)
             if any(a.kind == "undo" and a.supersedes == annotation_id for a in group):
-                raise InputError(f"annotation {annotation_id} is undone already")
+                raise ConflictError(f"annotation {annotation_id} is undone already")
             values = _values(user, client_id, image.row, now or datetime.now(UTC), self._taxonomy.version)
             values |= {"kind": "undo", "classes": [], "supersedes": annotation_id, "source": target.source}
             return self._insert(connection, user, values, image.group_row, group, target.image_id)
@@ -240,7 +240,7 @@ def _repeated(connection: Connection, user: User, client_id: str) -> Stored | No
     if known is None:
         return None
     if known.user_id != user.id:
-        raise InputError(f"client_id {client_id!r} belongs to another person's answer: make a new one per answer")
+        raise ConflictError(f"client_id {client_id!r} belongs to another person's answer: make a new one per answer")
     return Stored(_get(connection, known.id), created=False)
 
 
