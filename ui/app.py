@@ -17,9 +17,11 @@ from ui.api import PREFIX, add_error_handlers, router
 from ui.docs import docs_page
 from ui.label import build_label_tab
 from ui.pages import login_page
+from ui.progress import build_progress_tab
 from ui.security import Gate
 from ui.server import serve
 from ui.services import Services
+from ui.team import build_team_tab
 
 __all__ = ["build_app", "serve"]
 
@@ -90,8 +92,13 @@ def _static() -> StaticFiles:
 
 
 def _with_gradio(app: FastAPI, workspace: Workspace, store: LabelStore) -> FastAPI:
-    with gr.Blocks(title=workspace.settings.name, analytics_enabled=False) as page, gr.Tabs(), gr.Tab("Label"):
+    with (
+        gr.Blocks(title=workspace.settings.name, analytics_enabled=False, fill_width=True) as page,
+        gr.Tabs(elem_id="desk-tabs"),
+    ):
         build_label_tab(workspace)
+        build_progress_tab(workspace, store)
+        build_team_tab(workspace, store)
     gr.mount_gradio_app(
         app,
         page,

@@ -20,9 +20,10 @@ _ACTIONS = (
 )
 
 
-def build_label_tab(workspace: Workspace) -> gr.HTML:
-    """Add the desk to the Gradio tab that is open, and return its component."""
-    return gr.HTML(desk_markup(workspace.settings.taxonomy, workspace.settings.name), apply_default_css=False)
+def build_label_tab(workspace: Workspace) -> None:
+    """Add the Label tab to the open `gr.Tabs`."""
+    with gr.Tab("Label", id="label"):
+        gr.HTML(desk_markup(workspace.settings.taxonomy, workspace.settings.name), apply_default_css=False)
 
 
 def candidate_keys(taxonomy: Taxonomy) -> list[str]:

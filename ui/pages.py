@@ -1,4 +1,4 @@
-"""The plain pages beside Gradio: signing in. No inline script or style, so that a strict Content-Security-Policy holds."""
+"""The page for signing in. No inline script or style, so that a strict Content-Security-Policy holds."""
 
 import html
 

@@ -177,6 +177,9 @@ def _with_headers(send: Send, path: str) -> Send:
                 del headers[name]
             if path.startswith(API):
                 headers.setdefault("Cache-Control", "no-store")
+            elif path.startswith("/static/"):
+                # Modules import each other without a version: the browser asks whether they changed.
+                headers.setdefault("Cache-Control", "no-cache")
         await send(message)
 
     return with_headers

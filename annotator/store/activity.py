@@ -30,6 +30,21 @@ class Deed:
     supersedes: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One row of a person as counters and paces need it. `supersedes`: what it corrects or undoes."""
+
+    id: int
+    seq: int
+    user_id: int
+    kind: str
+    arm: str | None
+    duration_ms: int | None
+    late: bool
+    supersedes: int | None
+    created_at: datetime
+
+
 class Activity:
     """Reads over the annotations of people (never imports)."""
 
@@ -40,6 +55,28 @@ class Activity:
         """Return what people did after `seq`, in commit order, at most `limit` rows."""
         query = self._deeds().where(annotations.c.seq > seq).order_by(annotations.c.seq).limit(limit)
         return self._read(query)
+
+    def moments(self, after_seq: int, limit: int | None = None) -> list[Moment]:
+        """Return when and how people answered after `after_seq`, in commit order, at most `limit` rows."""
+        columns = annotations.c
+        query = (
+            select(
+                columns.id,
+                columns.seq,
+                columns.user_id,
+                columns.kind,
+                columns.arm,
+                columns.duration_ms,
+                columns.late,
+                columns.supersedes,
+                columns.created_at,
+            )
+            .where(columns.seq > after_seq, columns.user_id.is_not(None))
+            .order_by(columns.seq)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [Moment(*row) for row in connection.execute(query)]
 
     def of_group(self, group: int) -> list[Deed]:
         """Return everything that people did with a face and its copies, in commit order."""

@@ -11,6 +11,7 @@ import { Outbox } from "./outbox.js";
 import { Shelf, decode, refine } from "./prefetch.js";
 import { Status } from "./status.js";
 import { View } from "./view.js";
+import { answered, question } from "./words.js";
 
 const SEEN_MS = 50;
 const STALE_MS = 1500;
@@ -30,6 +31,8 @@ class Desk {
   current = null;
   history = []; // what undo takes back, oldest first
   held = []; // actions typed ahead: {action, at}
+  undoing = Promise.resolve();
+  returning = 0; // faces on their way back
   chosen = null; // the set of classes while several are being chosen
   lastActive = Date.now();
 
@@ -127,9 +130,15 @@ class Desk {
     this.current = face;
     face.paintedAt = Infinity;
     face.candidates = face.item.blind ? [] : (face.item.candidates ?? []);
-    face.question = face.was ? this.#recall(face.was) : face.item.question || this.#question(face);
+    face.question = question(face, (slug) => this.view.name(slug));
     this.#choose(null);
     this.view.showFace(face);
+    if (!face.fine) {
+      void refine(face.image).then((fine) => {
+        face.fine = fine;
+        if (this.current === face) this.view.overlay(fine);
+      });
+    }
     afterPaint((now) => {
       if (this.current !== face) return;
       face.paintedAt = now;
@@ -140,25 +149,6 @@ class Desk {
     clearTimeout(this.nearTimer);
     this.nearStop?.abort();
     if (!face.item.blind) this.nearTimer = setTimeout(() => void this.#loadNeighbours(face), NEIGHBOURS_AFTER_MS);
-  }
-
-  #question({ item, candidates }) {
-    if (item.given) return `The label says ${this.view.name(item.given).toLowerCase()}. Keep?`;
-    const names = candidates.slice(0, 3).map((c) => this.view.name(c.class).toLowerCase());
-    if (!names.length) return "Which expression do you see?";
-    const words = names.length > 1 ? `${names.slice(0, -1).join(", ")} or ${names.at(-1)}?` : `${names[0]}?`;
-    return words[0].toUpperCase() + words.slice(1);
-  }
-
-  #words(kind, classes) {
-    const names = classes.map((slug) => this.view.name(slug).toLowerCase());
-    if (kind === "candidates") return names.join(" or ");
-    if (kind === "not") return `not ${names.join(", not ")}`;
-    return { label: names[0], skip: "skipped", flag: "flagged" }[kind] ?? kind;
-  }
-
-  #recall({ kind, classes }) {
-    return `You said: ${this.#words(kind, classes)}. And now?`;
   }
 
   async #loadNeighbours(face) {
@@ -179,7 +169,7 @@ class Desk {
     if (["undo", "cancel"].includes(action.name) && this.held.length) return this.#letGo("taken back");
     if (action.name === "cancel") return this.#choose(null);
     if (action.name === "undo") return this.#undo();
-    const seen = this.current && at - this.current.paintedAt >= SEEN_MS;
+    const seen = this.current && !this.returning && at - this.current.paintedAt >= SEEN_MS;
     if (seen && !this.held.length) return this.#perform(action);
     if (!this.current && !this.shelf.size && this.view.empty.textContent && !this.view.empty.hidden) {
       return this.view.say("There is no face on screen yet: the key was not used.", false);
@@ -192,7 +182,7 @@ class Desk {
 
   // Uses the first held key on `face`, now that it has been seen; the next one waits for the next face.
   #drain(face) {
-    while (this.current === face && this.held.length && performance.now() - face.paintedAt >= SEEN_MS) {
+    while (this.current === face && !this.returning && this.held.length && performance.now() - face.paintedAt >= SEEN_MS) {
       const { action, at } = this.held.shift();
       if (performance.now() - at > STALE_MS) return this.#letGo("dropped: too long before their face", 1);
       this.#perform(action);
@@ -288,15 +278,15 @@ class Desk {
       duration_ms: Math.max(0, Math.round(performance.now() - face.paintedAt)),
     };
     if (note) body.note = note;
-    this.outbox.answer(body); // durable in this browser before the next face appears
+    this.outbox.answer(body, face.undone); // durable in this browser before the next face appears
     this.history.push({ clientId: body.client_id, annotationId: null, kind, classes, item: face.item, face });
     if (this.history.length > UNDO_DEPTH) this.history.shift();
-    this.tabs.postMessage({ owner: this.me.name, answered: body.image_id });
+    this.tabs.postMessage({ owner: this.me.name, image: body.image_id });
     face.fine = null; // large; made anew if undo brings the face back
     this.current = null;
     this.#fillStage();
     this.view.flash(classes, action);
-    this.view.confirmLast(this.#words(kind, classes));
+    this.view.confirmLast(answered(kind, classes, (slug) => this.view.name(slug)));
     this.status.count(1);
   }
 
@@ -304,30 +294,40 @@ class Desk {
     const known = this.history.find((past) => past.clientId === entry.body.client_id);
     if (known) known.annotationId = stored?.annotation_id ?? stored?.id ?? null;
     // The server keeps a taken-back face for its person and says under which lease.
-    if (entry.path === "undo" && stored?.lease_id && this.current?.undone === entry.body.client_id) {
-      this.current.item.lease_id = stored.lease_id;
-    }
+    const face = [this.current, ...this.shelf.faces].find((one) => one?.undone === entry.body.client_id);
+    if (entry.path !== "undo" || !stored?.item || !face) return;
+    face.item.lease_id = stored.item.lease_id;
+    face.until = Date.parse(stored.item.lease_expires_at);
+    face.renewAt = 0;
   }
 
-  async #undo() {
+  // One after the other; keys pressed meanwhile are held for the face that comes back.
+  #undo() {
     this.view.showFlag(false);
+    this.returning += 1;
+    this.undoing = this.undoing.then(() => this.#undoOne()).finally(() => {
+      this.returning -= 1;
+      if (this.current) this.#drain(this.current);
+    });
+  }
+
+  async #undoOne() {
     const past = this.history.pop();
     if (!past) return this.view.say("There is nothing to undo.", false);
     const image = past.face?.image ?? (await decode(past.item));
     if (!image) return this.view.say("That face cannot be shown any more; its answer stays.", false);
-    this.outbox.undo({ clientId: past.clientId, annotationId: past.annotationId });
+    const undone = this.outbox.undo({ clientId: past.clientId, annotationId: past.annotationId });
     if (this.current) this.shelf.putBack(this.current);
-    const was = { kind: past.kind, classes: past.classes };
-    const face = past.face ?? { item: { ...past.item, lease_id: null, candidates: [] }, until: 0, renewAt: Infinity };
-    this.#show({ ...face, image, fine: await refine(image), was, kept: true });
+    const item = { candidates: [], ...(past.face?.item ?? past.item), lease_id: null };
+    this.#show({ item, image, was: { kind: past.kind, classes: past.classes }, undone, until: 0, renewAt: Infinity, kept: true });
     this.view.flash([], "undo");
     this.status.count(-1);
   }
 
-  #onOtherTab({ owner, answered }) {
+  #onOtherTab({ owner, image }) {
     if (owner !== this.me.name) return;
-    this.shelf.drop(answered);
-    if (this.current?.item.image_id !== answered || this.current.was) return;
+    this.shelf.drop(image);
+    if (this.current?.item.image_id !== image || this.current.was) return;
     this.current = null;
     this.#fillStage();
     this.view.say("You answered that face in another tab.", false);

@@ -67,13 +67,16 @@ export class Outbox extends EventTarget {
     this.#changed();
   }
 
-  answer(body) {
-    this.#add({ path: "annotations", body });
+  // `after`: the client_id of an undo, still on its way perhaps, that leases this face anew.
+  answer(body, after = null) {
+    this.#add({ path: "annotations", after, body });
   }
 
-  // `target` is the client_id of an answer that may still be on its way, or the id of a stored annotation.
+  // Takes back an answer by its client_id (it may still be on its way) or its annotation id. Returns its own client_id.
   undo({ clientId, annotationId }) {
-    this.#add({ path: "undo", of: clientId, body: { client_id: uuid(), annotation_id: annotationId ?? null } });
+    const body = { client_id: uuid(), annotation_id: annotationId ?? null };
+    this.#add({ path: "undo", of: clientId, body });
+    return body.client_id;
   }
 
   kick() {
@@ -183,12 +186,12 @@ export class Outbox extends EventTarget {
     this.state = "sending";
     const id = stored?.annotation_id ?? stored?.id;
     this.#ids.set(entry.body.client_id, id);
-    // An undo that waits for this answer must survive a reload, which forgets #ids.
+    // What waits for this must survive a reload, which forgets #ids.
     for (const other of this.#entries.values()) {
-      if (other.of === entry.body.client_id && other.body.annotation_id === null) {
-        other.body.annotation_id = id;
-        this.#keep(other);
-      }
+      if (other.of === entry.body.client_id && other.body.annotation_id === null) other.body.annotation_id = id;
+      else if (other.after === entry.body.client_id && stored?.lease_id) other.body.lease_id = stored.lease_id;
+      else continue;
+      this.#keep(other);
     }
     this.#drop(entry);
     this.dispatchEvent(new CustomEvent("stored", { detail: { entry, stored } }));

@@ -4,6 +4,7 @@ import { ApiError, get, post, serverNow } from "./api.js";
 
 const AHEAD = 5;
 const FINE_SIDE = 768;
+const MOST_IDS = 80; // what fits into a query; what comes all the same is left out below
 const STORAGE = "annotator.shelf";
 const SLOWEST_MS = 10000;
 
@@ -71,6 +72,10 @@ export class Shelf extends EventTarget {
     return this.#busy;
   }
 
+  get faces() {
+    return [...this.#faces];
+  }
+
   get items() {
     return this.#faces.map((face) => face.item);
   }
@@ -129,12 +134,12 @@ export class Shelf extends EventTarget {
     clearTimeout(this.#timer);
     let wait = 0;
     try {
-      const have = [...this.items.map((item) => item.image_id), ...this.#holding(), ...this.#broken].join(",");
+      const have = [...this.items.map((item) => item.image_id), ...this.#holding(), ...this.#broken].slice(0, MOST_IDS).join(",");
       const answer = await get("next", { query: { n: AHEAD - this.#faces.length, have } });
       this.message = answer.message ?? "";
       this.queue = answer.queue ?? null;
       this.problem = null;
-      const held = new Set([...this.#holding(), ...this.items.map((item) => item.image_id)]);
+      const held = new Set([...this.#holding(), ...this.#broken, ...this.items.map((item) => item.image_id)]);
       const got = await this.#shelve(answer.items.filter((item) => !held.has(item.image_id)));
       this.#failures = got ? 0 : this.#failures + 1;
       if (this.#faces.length < AHEAD) wait = got ? 50 : Math.min(SLOWEST_MS, 500 * 2 ** this.#failures);

@@ -46,8 +46,7 @@ export class View {
     image.hidden = false;
     old.removeAttribute("data-testid");
     if (old !== image) old.replaceWith(image);
-    this.frame.querySelector(".desk-fine:not(.desk-face-leaving)")?.remove();
-    if (face.fine) image.after(face.fine);
+    this.overlay(face.fine);
     if (old !== image && old.naturalWidth) this.#slideAway(old);
     this.empty.hidden = true;
     this.#fit();
@@ -58,7 +57,7 @@ export class View {
     const image = this.image;
     image.hidden = true;
     image.dataset.imageId = "";
-    this.frame.querySelector(".desk-fine:not(.desk-face-leaving)")?.remove();
+    this.overlay(null);
     this.empty.hidden = false;
     this.empty.textContent = text;
     this.question.textContent = "\u00a0";
@@ -67,6 +66,14 @@ export class View {
     for (const slot of this.slots) slot.hidden = true;
     this.quiet.hidden = true;
     for (const button of this.choices.values()) this.#mark(button, {});
+  }
+
+  // Lays the finely enlarged copy over the face, or takes it away.
+  overlay(fine) {
+    this.frame.querySelector(".desk-fine")?.remove();
+    if (!fine) return;
+    this.image.after(fine);
+    this.#fit();
   }
 
   #slideAway(old) {

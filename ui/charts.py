@@ -1,0 +1,111 @@
+"""The curves of the Progress page, as Plotly figures that sit on a light and on a dark page alike.
+
+Plotly takes half a second to import, so it is imported when the first figure is drawn, not when the server starts.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+ACCENT = "#2f86a8"
+SECOND = "#c98a1b"
+TEXT = "#7d8187"
+GRID = "rgba(128,128,128,0.22)"
+_FONT = "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, sans-serif"
+_MOST_POINTS = 400
+
+
+def answers_over_time(times: Sequence[datetime]) -> Any:
+    """Draw how many answers stood at each time."""
+    import plotly.graph_objects as go
+
+    step = max(1, len(times) // _MOST_POINTS)
+    kept = [*range(0, len(times), step)]
+    if times and kept[-1] != len(times) - 1:
+        kept.append(len(times) - 1)
+    figure = go.Figure(
+        go.Scatter(
+            x=[times[i].astimezone() for i in kept],
+            y=[i + 1 for i in kept],
+            mode="lines",
+            line={"color": ACCENT, "width": 2, "shape": "hv"},
+            hovertemplate="%{y:,} answers<br>%{x|%d %b %H:%M}<extra></extra>",
+        )
+    )
+    return _dressed(figure, "Answers", "answers", "")
+
+
+def accuracy(points: Sequence[tuple[int, float | None, float | None]]) -> Any:
+    """Draw validation accuracy per snapshot from (label_seq, overall, balanced), shares in [0, 1]."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, place, color in (("overall", 1, ACCENT), ("balanced", 2, SECOND)):
+        known = [(p[0], 100 * float(p[place] or 0)) for p in points if p[place] is not None]
+        figure.add_trace(
+            go.Scatter(
+                x=[k[0] for k in known],
+                y=[k[1] for k in known],
+                name=name,
+                mode="lines+markers",
+                line={"color": color, "width": 2},
+                hovertemplate="%{y:.1f} %<extra>" + name + "</extra>",
+            )
+        )
+    figure = _dressed(figure, "Accuracy on validation faces, per snapshot", "%", "annotations read")
+    figure.update_yaxes(range=[0, 100])
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.12})
+    return figure
+
+
+def class_counts(names: Sequence[str], counts: Sequence[int]) -> Any:
+    """Draw how many faces carry each label."""
+    return _bars("Labeled faces per class", names, counts, "%{x:,} faces")
+
+
+def queue_mix(names: Sequence[str], shares: Sequence[float]) -> Any:
+    """Draw why the next faces are asked for, shares in [0, 1]."""
+    figure = _bars("Why the next faces are asked", names, [100 * s for s in shares], "%{x:.0f} %")
+    figure.update_xaxes(title_text="% of the next faces")
+    return figure
+
+
+def _bars(title: str, names: Sequence[str], values: Sequence[float], words: str) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure(
+        go.Bar(
+            x=list(values),
+            y=list(names),
+            orientation="h",
+            marker={"color": ACCENT},
+            width=0.56,
+            texttemplate=words if any(values) else "",
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: " + words + "<extra></extra>",
+        )
+    )
+    figure = _dressed(figure, title, "", "")
+    figure.update_yaxes(autorange="reversed", gridcolor="rgba(0,0,0,0)")
+    figure.update_xaxes(rangemode="tozero", range=None if any(values) else [0, 1])
+    return figure
+
+
+def _dressed(figure: Any, title: str, y_title: str, x_title: str) -> Any:
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15}, "x": 0, "xref": "container", "pad": {"l": 8}},
+        font={"family": _FONT, "size": 13, "color": TEXT},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 8, "r": 64, "t": 48, "b": 8},
+        height=296,
+        showlegend=False,
+        dragmode=False,
+        modebar={
+            "remove": ["zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale", "resetscale", "toimage"]
+        },
+    )
+    figure.update_xaxes(title_text=x_title, gridcolor=GRID, zeroline=False, automargin=True)
+    figure.update_yaxes(title_text=y_title, gridcolor=GRID, zeroline=False, automargin=True, rangemode="tozero")
+    return figure
