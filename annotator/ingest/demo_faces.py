@@ -91,7 +91,8 @@ def generate(
     starts = range(0, count, _CHUNK)
     draw = partial(_write_chunk, images, seed, size, count)
     manifest = folder / "manifest.csv"
-    with manifest.open("w", encoding="utf-8", newline="") as file:
+    unfinished = folder / ".manifest.csv"  # the list appears when every face is there
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
         if count < _WORTH_PROCESSES:
@@ -99,6 +100,7 @@ def generate(
         else:
             with ProcessPoolExecutor(min(os.cpu_count() or 1, 8), mp_context=get_context("spawn")) as pool:
                 _collect(pool.map(draw, starts), writer, count, progress)
+    unfinished.replace(manifest)
     return manifest
 
 

@@ -191,6 +191,25 @@ class Images:
             groups = grouping.regroup(connection, known.content_hash) | {known.group_row}
             refresh_labels(connection, self._database, groups, self._classes)
 
+    def refresh(self, row: int, file_bytes: int, file_stamp: int, restorable: Sequence[str] = ()) -> None:
+        """Note that the file of `row` holds the same picture under a new stamp.
+
+        A sample quarantined for one of the reasons in `restorable` is active again. `NotFoundError` without such a row.
+        """
+        with self._database.write() as connection:
+            query = select(images.c.content_hash, images.c.state, images.c.quarantine_reason, images.c.group_row)
+            known = connection.execute(query.where(images.c.row == row)).one_or_none()
+            if known is None:
+                raise NotFoundError(f"no image on row {row}")
+            changes: dict[str, Any] = {"file_bytes": file_bytes, "file_stamp": file_stamp}
+            back = known.state == "quarantined" and known.quarantine_reason in restorable
+            if back and known.content_hash is not None:
+                changes |= {"state": "active", "quarantine_reason": None}
+            connection.execute(update(images).where(images.c.row == row).values(changes))
+            if "state" in changes:
+                groups = grouping.regroup(connection, known.content_hash) | {known.group_row}
+                refresh_labels(connection, self._database, groups, self._classes)
+
     def by_id(self, image_id: str) -> ImageRecord:
         """Return the image of a public id; `NotFoundError` when there is none."""
         with self._database.read() as connection:
