@@ -35,3 +35,8 @@ _ADVANCE = (
 
 def _advance(connection: Connection, key: str, count: int) -> int:
     return int(connection.execute(_ADVANCE, {"_key": key, "_count": count}).scalar_one())
+
+
+def count_erased(connection: Connection, count: int) -> None:
+    """Add to the number of annotations that were erased: the only gaps that `seq` may have."""
+    connection.execute(_ADVANCE, {"_key": "erased_annotations", "_count": count}).scalar_one()

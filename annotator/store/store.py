@@ -8,6 +8,7 @@ from annotator.store.accounts import Accounts
 from annotator.store.activity import Activity
 from annotator.store.database import Database, refuse_network_file_system
 from annotator.store.decisions import Decisions
+from annotator.store.erasing import Erasing
 from annotator.store.images import Images
 from annotator.store.learning import Learning
 from annotator.store.leases import Leases
@@ -25,6 +26,7 @@ class LabelStore:
         self.leases = Leases(database)
         self.learning = Learning(database)
         self.accounts = Accounts(database)
+        self.erasing = Erasing(database)
         self.activity = Activity(database)
 
     @classmethod

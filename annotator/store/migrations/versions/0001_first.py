@@ -20,7 +20,7 @@ def upgrade() -> None:
     _learning()
     op.bulk_insert(
         sa.table("meta", sa.column("key", sa.String), sa.column("value", sa.Text)),
-        [{"key": "next_row", "value": "0"}, {"key": "seq", "value": "0"}],
+        [{"key": key, "value": "0"} for key in ("next_row", "seq", "erased_annotations")],
     )
     triggers.create(op.get_bind())
 
