@@ -1,6 +1,7 @@
 """The pool and its labels as the learner follows them: one small read per answer, a full one when much has changed."""
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,15 @@ ROWS_SECONDS = 1.0
 RELOAD_SECONDS = 30.0
 _POOL, _VAL, _TEST = 0, 1, 2
 _ACTIVE = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What has happened: people's new answers, whether the order should be made anew at once, or soon."""
+
+    answers: tuple[Annotation, ...]
+    urgent: bool
+    any: bool
 
 
 class PoolFollower:
@@ -36,25 +46,24 @@ class PoolFollower:
         represents = (table.split == _POOL) & active & (table.rows == table.group)
         self.rows: NDArray[np.int64] = table.rows[represents]
         self._reserved = set(table.rows[table.reserved].tolist())
-        self._group = dict(zip(table.rows.tolist(), table.group.tolist(), strict=True))
+        self.group_of: dict[int, int] = dict(zip(table.rows.tolist(), table.group.tolist(), strict=True))
 
-    def catch_up(self) -> list[Annotation] | None:
-        """Take over what has happened since the last call.
-
-        Returns the new annotations (empty when labels were read as a whole), or None when nothing has changed.
-        """
+    def catch_up(self) -> "Change":
+        """Take over what has happened since the last call."""
         grown = self._look_for_rows()
         seq = self._store.last_seq()
         if seq == self.seq:
-            return [] if grown else None
+            return Change((), False, grown)
         new = self._store.decisions.list(after_seq=self.seq, limit=MANY + 1) if self.seq >= 0 else []
         if self.seq < 0 or len(new) > MANY:
             self._read_all()
-            new = []
+            change = Change((), self.seq < 0, True)
         else:
             self._read_labels_of(new)
+            people = tuple(a for a in new if a.user_id is not None)
+            change = Change(people, bool(people), True)
         self.seq = seq
-        return new
+        return change
 
     def _look_for_rows(self) -> bool:
         now = time.monotonic()
@@ -83,11 +92,11 @@ class PoolFollower:
 
     def _read_labels_of(self, new: list[Annotation]) -> None:
         for row in {a.row for a in new}:
-            group = self._group.get(row, row)
+            group = self.group_of.get(row, row)
             self._book.put(group, self._store.decisions.label(row))
         for a in new:
             if a.blind and a.arm == "random":
-                self._reserved.add(self._group.get(a.row, a.row))
+                self._reserved.add(self.group_of.get(a.row, a.row))
 
     def labels(self) -> LabelArrays:
         """Return the labels of active pool groups, those of reserved faces included."""

@@ -143,17 +143,20 @@ def prune(workspace: Workspace, store: LabelStore, keep: int) -> None:
             (folder / snapshot.id / name).unlink(missing_ok=True)
 
 
-def features_of(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def features_of(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[str, NDArray[np.float32]]]:
     """Return the rows (n,) ascending and the features (n, d) of a snapshot, centred, of typical length one.
 
-    Features behind a ReLU point the same way; without their mean every cosine is near one.
+    Features behind a ReLU point the same way; without their mean every cosine is near one. Third comes what was done to
+    them: mean (d,) was subtracted, then they were multiplied by scale (1,).
     """
     rows = np.load(folder / "rows.npy", allow_pickle=False)
     features = np.load(folder / "features.npy", allow_pickle=False).astype(np.float32)
     order = np.argsort(rows)
-    centred = features[order] - features.mean(axis=0)
+    mean = features.mean(axis=0)
+    centred = features[order] - mean
     length = float(np.sqrt((centred * centred).sum(axis=1).mean()))
-    return rows[order], centred / max(length, 1e-6)
+    scale = np.array([1 / max(length, 1e-6)], dtype=np.float32)
+    return rows[order], centred * scale, {"mean": mean, "scale": scale}
 
 
 def build_encoder(workspace: Workspace, snapshot_id: str) -> FeatureShards:
@@ -161,11 +164,11 @@ def build_encoder(workspace: Workspace, snapshot_id: str) -> FeatureShards:
     final = workspace.folder("encoders") / snapshot_id
     if final.exists():
         return FeatureShards(final)
-    rows, features = features_of(workspace.folder("snapshots") / snapshot_id)
+    rows, features, done = features_of(workspace.folder("snapshots") / snapshot_id)
     temporary = final.with_name(f".making-{snapshot_id}")
     shutil.rmtree(temporary, ignore_errors=True)
     info = EncoderInfo(snapshot_id, "snapshot", features.shape[1], workspace.settings.learner.image_size)
-    shards = FeatureShards.create(temporary, info)
+    shards = FeatureShards.create(temporary, info, done)
     for start in range(int(rows[0]), int(rows[-1]) + 1, SHARD_ROWS):
         stop = min(start + SHARD_ROWS, int(rows[-1]) + 1)
         here = (rows >= start) & (rows < stop)

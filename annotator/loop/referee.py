@@ -82,7 +82,7 @@ class Case:
             self.label_seq = int(view["label_seq"])
             self._trained: NDArray[np.int64] = view["rows"]
             supervision = _supervision(view["rows"], view["allowed"], view["target"])
-        self._rows, self._features = features_of(folder)
+        self._rows, self._features, _ = features_of(folder)
         self._shards = serving
         self._theirs = _fit(unit(self._of_snapshot(self._trained)), supervision)
         self._ours = _fit(unit(serving.read(self._trained)), supervision)
