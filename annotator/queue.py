@@ -7,9 +7,10 @@ one serves, and `behind` says how many annotations it does not know yet. `annota
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from annotator.store.images import PoolTable
 from annotator.writer import DecisionWriter
 
 WRITE_SECONDS = 30.0
+LEASE_SECONDS = 0.02
 _CHUNK = 2_048
 _RETRIES = 4
 _LOCAL = "local"
@@ -110,7 +112,10 @@ class FaceQueue:
     # What is handed out.
 
     def next(self, user: User, count: int, have: Iterable[str] | None = None) -> Handout:
-        """Lease up to `count` faces to a user; the leases survive a killed server when this returns.
+        """Lease up to `count` faces to a user.
+
+        The leases are written before the answers that name them, and normally before this returns; behind a slow commit
+        this does not wait for more than `LEASE_SECONDS`, because losing a lease in a crash costs nothing.
 
         Args:
             user: who asks.
@@ -136,10 +141,12 @@ class FaceQueue:
     def _persist(self, items: list[Item]) -> None:
         """Write the leases; one that the user held already and gets again is only prolonged."""
         fresh = [item.lease for item in items if not item.again]
-        waiting = [self._writer.open_leases(fresh)] if fresh else []
+        waiting: list[Future[Any]] = [self._writer.open_leases(fresh)] if fresh else []
         waiting += [self._prolong(item.lease) for item in items if item.again]
+        wait(waiting, LEASE_SECONDS)
         for future in waiting:
-            future.result(WRITE_SECONDS)
+            if future.done():
+                future.result()
 
     def _prolong(self, lease: Lease) -> "Future[None]":
         return self._writer.call(lambda: self._store.leases.renew(lease.id, lease.user_id, lease.expires_at))
@@ -157,7 +164,7 @@ class FaceQueue:
                 raise NotFoundError(f"lease {lease_id[:60]!r} is not open any more; an answer is stored all the same")
             lease = replace(lease, expires_at=self._expiry())
             self._holdings.open(lease)
-        self._prolong(lease).result(WRITE_SECONDS)
+        self._prolong(lease)
         return lease
 
     def take_back(self, user: User, undone: Annotation) -> Item | None:
