@@ -9,7 +9,7 @@ from typing import Any
 
 ACCENT = "#2f86a8"
 SECOND = "#c98a1b"
-TEXT = "#7d8187"
+TEXT = "#777b81"
 GRID = "rgba(128,128,128,0.22)"
 _FONT = "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, sans-serif"
 _MOST_POINTS = 400
@@ -32,7 +32,7 @@ def answers_over_time(times: Sequence[datetime]) -> Any:
             hovertemplate="%{y:,} answers<br>%{x|%d %b %H:%M}<extra></extra>",
         )
     )
-    return _dressed(figure, "Answers", "answers", "")
+    return _dressed(figure, "Answers given", empty=not times)
 
 
 def accuracy(points: Sequence[tuple[int, float | None, float | None]]) -> Any:
@@ -52,22 +52,20 @@ def accuracy(points: Sequence[tuple[int, float | None, float | None]]) -> Any:
                 hovertemplate="%{y:.1f} %<extra>" + name + "</extra>",
             )
         )
-    figure = _dressed(figure, "Accuracy on validation faces, per snapshot", "%", "annotations read")
+    figure = _dressed(figure, "Validation faces read rightly, % by annotations learned from", empty=not points)
     figure.update_yaxes(range=[0, 100])
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.12})
+    figure.update_layout(showlegend=bool(points), legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.12})
     return figure
 
 
 def class_counts(names: Sequence[str], counts: Sequence[int]) -> Any:
     """Draw how many faces carry each label."""
-    return _bars("Labeled faces per class", names, counts, "%{x:,} faces")
+    return _bars("Labeled faces per class", names, counts, "%{x:,}")
 
 
 def queue_mix(names: Sequence[str], shares: Sequence[float]) -> Any:
     """Draw why the next faces are asked for, shares in [0, 1]."""
-    figure = _bars("Why the next faces are asked", names, [100 * s for s in shares], "%{x:.0f} %")
-    figure.update_xaxes(title_text="% of the next faces")
-    return figure
+    return _bars("Why the next faces are asked, %", names, [100 * s for s in shares], "%{x:.0f}")
 
 
 def _bars(title: str, names: Sequence[str], values: Sequence[float], words: str) -> Any:
@@ -86,26 +84,30 @@ def _bars(title: str, names: Sequence[str], values: Sequence[float], words: str)
             hovertemplate="%{y}: " + words + "<extra></extra>",
         )
     )
-    figure = _dressed(figure, title, "", "")
+    figure = _dressed(figure, title, empty=not any(values))
     figure.update_yaxes(autorange="reversed", gridcolor="rgba(0,0,0,0)")
     figure.update_xaxes(rangemode="tozero", range=None if any(values) else [0, 1])
     return figure
 
 
-def _dressed(figure: Any, title: str, y_title: str, x_title: str) -> Any:
+def _dressed(figure: Any, title: str, empty: bool) -> Any:
     figure.update_layout(
         title={"text": title, "font": {"size": 15}, "x": 0, "xref": "container", "pad": {"l": 8}},
         font={"family": _FONT, "size": 13, "color": TEXT},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 8, "r": 64, "t": 48, "b": 8},
-        height=296,
+        margin={"l": 8, "r": 40, "t": 48, "b": 8},
+        height=288,
+        autosize=True,
         showlegend=False,
         dragmode=False,
         modebar={
             "remove": ["zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale", "resetscale", "toimage"]
         },
     )
-    figure.update_xaxes(title_text=x_title, gridcolor=GRID, zeroline=False, automargin=True)
-    figure.update_yaxes(title_text=y_title, gridcolor=GRID, zeroline=False, automargin=True, rangemode="tozero")
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True, fixedrange=True)
+    figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True, fixedrange=True, rangemode="tozero")
+    if empty:
+        words = {"text": "Nothing yet", "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        figure.update_layout(annotations=[words]).update_xaxes(visible=False).update_yaxes(visible=False)
     return figure

@@ -142,7 +142,7 @@ def _agreement(progress: Progress, taxonomy: Taxonomy) -> str:
 
 def _learning(progress: Progress, min_labels: int) -> str:
     scored = [s for s in progress.snapshots if "val_overall" in s.metrics]
-    if not scored:
+    if not scored or not progress.num_val:
         if progress.snapshots:
             return "Models are being trained, but there are no validation faces to measure them on."
         return f"No model has been trained yet: the first round starts after {min_labels} labeled faces."
@@ -152,7 +152,7 @@ def _learning(progress: Progress, min_labels: int) -> str:
     stands = f"{100 * now:.1f} % of {progress.num_val:,} validation faces are read rightly" + (
         f" ({100 * balanced:.1f} % averaged over classes)" if balanced is not None else ""
     )
-    if len(scored) < 2 or not progress.num_val:
+    if len(scored) < 2:
         return f"The first model is there: {stands}."
     before = scored[-2].metrics["val_overall"]
     # Both models saw the same faces, so this is an upper bound on the standard error of the difference.

@@ -40,7 +40,7 @@ def team_markup(store: LabelStore, history: History, viewer: User, now: datetime
         return _section("Your answers", _PEOPLE, [_line(person, viewer.name, now) for person in mine])
     lines = [_line(person, _named(users.get(person.user_id)), now) for person in people]
     accounts = [(user.name, user.role, _state(user)) for user in sorted(users.values(), key=lambda u: u.name.lower())]
-    return _section("Who answered", _PEOPLE, lines) + _section("Accounts", _ACCOUNTS, accounts)
+    return _section("Who answered", _PEOPLE, lines) + _section("Accounts", _ACCOUNTS, accounts, "narrow")
 
 
 def _viewer(store: LabelStore, name: str | None) -> User:
@@ -75,8 +75,8 @@ def _ago(then: datetime, now: datetime) -> str:
     return f"{then.astimezone(now.tzinfo):%d %b %Y}"
 
 
-def _section(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def _section(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], look: str = "") -> str:
     head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if lines else "<p>Nobody yet.</p>"
-    return f'<section class="desk-table"><h2>{html.escape(title)}</h2>{table}</section>'
+    return f'<section class="desk-table {look}"><h2>{html.escape(title)}</h2>{table}</section>'
