@@ -17,7 +17,7 @@ from annotator.store.tables import annotations, images, leases, users
 from annotator.taxonomy import Taxonomy
 
 Annotations = list[Annotation]
-_READ = (
+READ = (
     select(annotations, images.c.image_id, users.c.name.label("user_name"))
     .join_from(annotations, images, annotations.c.row == images.c.row)
     .outerjoin(users, annotations.c.user_id == users.c.id)
@@ -115,14 +115,14 @@ class Decisions(Labels):
         newest: bool = False,
     ) -> Annotations:
         """Return annotations with `seq` above `after_seq` in commit order (or newest first), undone ones included."""
-        query = _READ.where(annotations.c.seq > after_seq)
+        query = READ.where(annotations.c.seq > after_seq)
         if row is not None:
             query = query.where(annotations.c.row == row)
         if user_id is not None:
             query = query.where(annotations.c.user_id == user_id)
         query = query.order_by(annotations.c.seq.desc() if newest else annotations.c.seq)
         with self._database.read() as connection:
-            return [_annotation(r) for r in connection.execute(query.limit(limit))]
+            return [as_annotation(r) for r in connection.execute(query.limit(limit))]
 
     def get(self, annotation_id: int) -> Annotation:
         """Return one annotation; `NotFoundError` when there is none of that id."""
@@ -245,10 +245,10 @@ def _repeated(connection: Connection, user: User, client_id: str) -> Stored | No
 
 
 def _get(connection: Connection, annotation_id: int) -> Annotation:
-    row = connection.execute(_READ.where(annotations.c.id == annotation_id)).one_or_none()
+    row = connection.execute(READ.where(annotations.c.id == annotation_id)).one_or_none()
     if row is None:
         raise NotFoundError(f"no annotation {annotation_id}")
-    return _annotation(row)
+    return as_annotation(row)
 
 
 def _own_annotation(connection: Connection, user: User, annotation_id: int, verb: str) -> Annotation:
@@ -286,7 +286,8 @@ def _read_lease(connection: Connection, user: User, lease_id: str | None, row: i
     )
 
 
-def _annotation(row: Any) -> Annotation:
+def as_annotation(row: Any) -> Annotation:
+    """Return the annotation in a row of `READ`."""
     fields = row._asdict()
     del fields["taxonomy_version"]
     fields["classes"] = tuple(row.classes)

@@ -20,7 +20,7 @@ from annotator.store.tables import annotations, images, labels, sources
 GivenAs = Literal["annotations", "truth", "none"]
 SPLITS: tuple[Split, ...] = ("pool", "val", "test")
 STATES: tuple[ImageState, ...] = ("active", "quarantined", "leak", "erased")
-_RECORD = tuple(
+RECORD = tuple(
     images.c[name]
     for name in (
         "row",
@@ -213,7 +213,7 @@ class Images:
     def by_id(self, image_id: str) -> ImageRecord:
         """Return the image of a public id; `NotFoundError` when there is none."""
         with self._database.read() as connection:
-            row = connection.execute(select(*_RECORD).where(images.c.image_id == image_id)).one_or_none()
+            row = connection.execute(select(*RECORD).where(images.c.image_id == image_id)).one_or_none()
         if row is None:
             raise NotFoundError(f"no image {image_id!r}")
         return ImageRecord(*row)
@@ -239,7 +239,7 @@ class Images:
         """Return the images of the group that `row` belongs to, itself included, ascending by row."""
         group = select(images.c.group_row).where(images.c.row == row).scalar_subquery()
         with self._database.read() as connection:
-            query = select(*_RECORD).where(images.c.group_row == group).order_by(images.c.row)
+            query = select(*RECORD).where(images.c.group_row == group).order_by(images.c.row)
             found = connection.execute(query).all()
         if not found:
             raise NotFoundError(f"no image on row {row}")
@@ -333,7 +333,7 @@ def _records(connection: Connection, rows: Sequence[int]) -> list[ImageRecord]:
     wanted = sorted({int(r) for r in rows})
     found: list[ImageRecord] = []
     for start in range(0, len(wanted), _CHUNK):
-        query = select(*_RECORD).where(images.c.row.in_(wanted[start : start + _CHUNK])).order_by(images.c.row)
+        query = select(*RECORD).where(images.c.row.in_(wanted[start : start + _CHUNK])).order_by(images.c.row)
         found += [ImageRecord(*r) for r in connection.execute(query)]
     return found
 
@@ -375,4 +375,4 @@ def _values(source_id: int, row: int, item: NewImage, given_as: GivenAs, classes
 
 
 def _as_record(values: dict[str, Any]) -> ImageRecord:
-    return ImageRecord(*(values[column.name] for column in _RECORD))
+    return ImageRecord(*(values[column.name] for column in RECORD))

@@ -49,7 +49,7 @@ _OPINION = (
 _OPINIONS = select(*_OPINION).join_from(images, annotations, annotations.c.row == images.c.row)
 # Statements of the hot path are built once: building one costs more than running it.
 _OPINIONS_OF_GROUP = _OPINIONS.where(images.c.group_row == bindparam("_group"))
-_LABELS = select(
+LABEL_COLUMNS = (
     labels.c.row,
     labels.c.state,
     cast(labels.c.classes, Text),
@@ -59,6 +59,8 @@ _LABELS = select(
     labels.c.imported,
     labels.c.seq,
 )
+"""What `as_label` reads. JSON comes as text: most of it is decoded once only."""
+_LABELS = select(*LABEL_COLUMNS)
 _DROP_LABEL = delete(labels).where(labels.c.row == bindparam("_row"))
 
 
@@ -217,16 +219,17 @@ class Labels:
 
 def _stored(connection: Connection, groups: Collection[int] | None) -> dict[int, Label]:
     if groups is None:
-        return {row[0]: _label(row) for row in connection.execute(_LABELS)}
+        return {row[0]: as_label(row) for row in connection.execute(_LABELS)}
     wanted = sorted(groups)
     found = {}
     for start in range(0, len(wanted), _CHUNK):
         query = _LABELS.where(labels.c.row.in_(wanted[start : start + _CHUNK]))
-        found.update({row[0]: _label(row) for row in connection.execute(query)})
+        found.update({row[0]: as_label(row) for row in connection.execute(query)})
     return found
 
 
-def _label(row: Any) -> Label:
+def as_label(row: Any) -> Label:
+    """Return the label in a row of `LABEL_COLUMNS`."""
     _, state, classes, soft, locked, num_annotators, imported, seq = row
     shares = json.loads(soft) if soft != "{}" else {}
     return Label(state, _slugs(classes), shares, locked, num_annotators, imported, seq)
@@ -253,4 +256,4 @@ def _label_rows(connection: Connection, states: Collection[LabelState] | None, u
     for group, row in connection.execute(members):
         rows[group].append(row)
     found = connection.execute(labeled.order_by(labels.c.row))
-    return [LabelRow(r[0], _label(r), tuple(rows[r[0]])) for r in found if r[0] in rows]
+    return [LabelRow(r[0], as_label(r), tuple(rows[r[0]])) for r in found if r[0] in rows]

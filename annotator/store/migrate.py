@@ -23,8 +23,8 @@ HEAD = "0001"
 """The newest revision in `migrations/versions`. Known here so that opening a current store does not load Alembic."""
 
 
-def upgrade(database: Database, lock_path: Path, backups: Path) -> None:
-    """Bring `database` to `HEAD`.
+def upgrade(database: Database, lock_path: Path, backups: Path, *, revision: str = HEAD) -> None:
+    """Bring `database` to `revision`, the newest unless an older one is to be filled from a backup.
 
     A SQLite file that is behind is copied into `backups` first. The append-only triggers are made again afterwards and
     checked on every call.
@@ -35,14 +35,14 @@ def upgrade(database: Database, lock_path: Path, backups: Path) -> None:
     with translated_errors(database.name), exclusive(lock_path):
         with _migration_connection(database) as connection:
             current = _revision(connection)
-            missing = triggers.missing(connection) if current == HEAD else []
-        if current == HEAD and not missing:
+            missing = triggers.missing(connection) if current == revision else []
+        if current == revision and not missing:
             return
-        if current is not None and current != HEAD and database.path is not None:
+        if current is not None and current != revision and database.path is not None:
             back_up_sqlite(database.path, backups, current)
         with _migration_connection(database) as connection:
-            if current != HEAD:
-                _run(connection, current, database.name)
+            if current != revision:
+                _run(connection, current, revision, database.name)
             triggers.create(connection)
             still_missing = triggers.missing(connection)
             if still_missing:
@@ -92,18 +92,19 @@ def alembic_config(connection: Connection | None = None) -> "Config":
     return config
 
 
-def _run(connection: Connection, current: str | None, name: str) -> None:
+def _run(connection: Connection, current: str | None, revision: str, name: str) -> None:
     from alembic import command
     from alembic.script import ScriptDirectory
 
     config = alembic_config(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if current is not None and current not in known:
+    unknown = {current or revision, revision} - known
+    if unknown:
         raise WorkspaceError(
-            f"{name} was written by a newer version of annotator (schema {current}, this one knows {HEAD}): "
+            f"{name} was written by a newer version of annotator (schema {unknown.pop()}, this one knows {HEAD}): "
             "upgrade annotator, or restore a backup made before"
         )
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 def _revision(connection: Connection) -> str | None:
