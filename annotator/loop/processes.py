@@ -1,5 +1,6 @@
 """Child processes that never outlive their parent and never get in the way of the page."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -33,7 +34,7 @@ def start_child(
 
     def prepare() -> None:
         if nice:
-            os.nice(nice)
+            _step_back(nice)
         if libc is not None:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             # The parent may have died between fork and prctl; then no signal would ever come.
@@ -50,6 +51,18 @@ def start_child(
         return subprocess.Popen(
             command, env=environment, cwd=cwd, preexec_fn=prepare, stdout=stream, stderr=subprocess.STDOUT
         )
+
+
+def _step_back(nice: int) -> None:
+    """Lower the priority of this process, which is about to become a child.
+
+    Linux weighs sessions before it weighs the processes in them (autogroups): niceness alone would leave the page's fsync
+    waiting for a training run. So the child gets a session of its own, and that session the same niceness.
+    """
+    os.nice(nice)
+    os.setsid()
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as group:
+        group.write(str(nice))
 
 
 def stop_child(child: "subprocess.Popen[bytes]", grace_seconds: float) -> int:

@@ -1,16 +1,15 @@
-"""How long people wait over HTTP: 20 simulated users answer once a second each, alone and beside a learner or an import.
+"""How long people wait over HTTP: 20 simulated users answer once a second each, beside a learner or an import.
 
     python -m tests.benchmarks.bench_http [--seconds 30] [--users 20] [--faces 5000] [--loads idle,learner,import]
 
 The server is a process of its own. `learner` is two processes that compute without pause at the niceness of the learner
-and of its training child; `import` is `annotator import` of noise faces into the same workspace. Goals: p99 of submit and
-next at most 50 ms idle, and at most 1.5 times that under load. Exits with 1 when one is missed.
+and of its training child; `import` is `annotator import` of noise faces into the same workspace. Goals: p99 of submit
+and next at most 50 ms idle, and at most 1.5 times that under load. Exits with 1 when one is missed.
 """
 
 import argparse
 import http.client
 import json
-import os
 import random
 import shutil
 import signal
@@ -30,6 +29,7 @@ import psutil
 from PIL import Image
 
 from annotator import auth, taxonomy
+from annotator.loop.processes import start_child
 from annotator.records import NewImage
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -38,7 +38,6 @@ CLASSES = taxonomy.FERPLUS.slugs
 GOAL_MS = 50.0
 GOAL_RATIO = 1.5
 BURN = (
-    "import os; os.nice({nice})\n"
     "import numpy as np\n"
     "a = np.random.rand(400, 400)\n"
     "while True: a = np.tanh(a @ a / 400); sum(i * i for i in range(20_000))\n"
@@ -148,8 +147,7 @@ def no_load(workspace: Workspace) -> Iterator[None]:
 @contextmanager
 def learner_load(workspace: Workspace) -> Iterator[None]:
     """Two processes that compute as the learner does (niceness 10) and its training child does (19)."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    children = [subprocess.Popen([sys.executable, "-c", BURN.format(nice=n)], env=environment) for n in (10, 19)]
+    children = [start_child(["-c", BURN], nice=nice, threads=1) for nice in (10, 19)]
     try:
         yield
     finally:
