@@ -23,7 +23,7 @@ from learner.data import PixelCache, Rows
 from learner.errors import InputError, LearnerError
 from learner.evaluate import Evaluation, evaluate
 from learner.manifest import Manifest
-from learner.predict import Predictions, as_table, generic_columns
+from learner.predict import Predictions, Views, as_table, generic_columns
 from learner.round import StoppedError, run_round
 from learner.snapshot import Snapshot
 
@@ -34,12 +34,7 @@ console = Console(stderr=True)
 @app.command("round")
 def round_command(run_dir: Annotated[Path, typer.Argument(help="the folder of one round")]) -> None:
     """Run or resume one round; SIGTERM saves and stops."""
-    try:
-        out = run_round(run_dir)
-    except StoppedError as stopped:
-        console.print(str(stopped))
-        return
-    console.print(f"done: {out}")
+    console.print(f"done: {run_round(run_dir)}", soft_wrap=True)
 
 
 @app.command()
@@ -97,7 +92,7 @@ def evaluate_command(
     rows = manifest.labeled(split)
     if len(rows) == 0:
         raise InputError(f"{source} has no labeled image in split {split}")
-    predictions = read_faces(snapshot.load(folder), manifest, rows, views=False)
+    predictions = read_faces(snapshot.load(folder), manifest, rows, "none")
     result: Evaluation = evaluate(predictions.probs, manifest.label[rows], manifest.classes)
     print_json(result.as_dict())
 
@@ -114,7 +109,7 @@ def predict(
     manifest = for_model(folder, source)
     rows = np.arange(len(manifest.names), dtype=np.int64)
     model = snapshot.load(folder)
-    columns = generic_columns(read_faces(model, manifest, rows, views))
+    columns = generic_columns(read_faces(model, manifest, rows, "weak+strong" if views else "none"))
     table = as_table(columns, rows, model.classes, model.round, model.lifetime_step)
     table = table.add_column(0, "path", pa.array(manifest.names, pa.string()))
     try:
@@ -178,7 +173,7 @@ def prepare(manifest: Manifest, config: RunConfig, labeled: Rows, out: Path) -> 
     note.write_text(json.dumps(wanted), encoding="utf-8")
 
 
-def read_faces(model: Snapshot, manifest: Manifest, rows: Rows, views: bool) -> Predictions:
+def read_faces(model: Snapshot, manifest: Manifest, rows: Rows, views: Views) -> Predictions:
     """Predict some rows of a manifest; the result is in the order of `rows`."""
     size = model.config.image_size
     with tempfile.TemporaryDirectory() as scratch:
@@ -220,6 +215,8 @@ def main() -> None:
     """Run the command line: exit code 2 and one line for anything wrong with the input, 1 for a failed run."""
     try:
         app()
+    except StoppedError as stopped:
+        console.print(f"{stopped}; the same command goes on", markup=False, soft_wrap=True)
     except InputError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(2) from error

@@ -109,8 +109,11 @@ class RunConfig(_Part):
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
     log_every: int = Field(20, ge=1, description="steps between two readings of losses from the device")
     checkpoint_every: int = Field(50, ge=1, description="steps between two checkpoints")
-    predict_batch: int = Field(256, ge=1)
-    predict_views: bool = Field(True, description="also one weak and one strong view, for the disagreement signals")
+    predict_batch: int | None = Field(None, ge=1, description="null: 64 on a CPU (fits its cache), 512 elsewhere")
+    predict_views: Literal["none", "strong", "weak+strong"] = Field(
+        "strong",
+        description="readings beside the clean one, for the disagreement signals; 'strong' compares with the clean",
+    )
 
     @classmethod
     def load(cls, path: str | Path) -> "RunConfig":

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,13 @@ from learner.parts import LabelView, Recipe, Scorer, Scores
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
+Views = Literal["none", "strong", "weak+strong"]
+READINGS: dict[Views, tuple[str, ...]] = {"none": (), "strong": ("s",), "weak+strong": ("w", "s")}
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Aligned with rows (N,): features (N,d) float16, probs (N,K) float32, and the two augmented readings or None."""
+    """Aligned with rows (N,): features (N,d) float16, probs (N,K) float32, and the augmented readings (N,K) or None."""
 
     rows: Rows
     features: NDArray[np.float16]
@@ -35,18 +37,24 @@ class Predictor:
     """Reads faces by row with a network that it puts into eval mode; draws for the two views come from `step`."""
 
     def __init__(
-        self, network: Network, scorer: Scorer, cache: PixelCache, augmenter: Augmenter, batch: int, step: int = 0
+        self,
+        network: Network,
+        scorer: Scorer,
+        cache: PixelCache,
+        augmenter: Augmenter,
+        batch: int | None,
+        step: int = 0,
     ) -> None:
         self.network = network.eval()
         self.scorer = scorer
         self.cache = cache
         self.augmenter = augmenter
-        self.batch = batch
+        self.batch = batch or (64 if augmenter.device.type == "cpu" else 512)
         self.step = step
 
     @torch.inference_mode()
-    def predict(self, rows: Rows, views: bool = False, on_batch: Callable[[int], None] | None = None) -> Predictions:
-        """Read `rows` (N,) in batches; `views` adds one weak and one strong reading at three times the cost.
+    def predict(self, rows: Rows, views: Views = "none", on_batch: Callable[[int], None] | None = None) -> Predictions:
+        """Read `rows` (N,) in batches; `views` adds a strong or a weak and a strong reading.
 
         `on_batch` hears how many rows are done and may raise to stop.
 
@@ -56,7 +64,7 @@ class Predictor:
         num, width = len(rows), self.network.feature_dim
         num_classes = self.network.head.out_features
         features = np.empty((num, width), np.float16)
-        readings = {name: np.empty((num, num_classes), np.float32) for name in (("x", "w", "s") if views else ("x",))}
+        readings = {name: np.empty((num, num_classes), np.float32) for name in ("x", *READINGS[views])}
         for start in range(0, num, self.batch):
             part = rows[start : start + self.batch]
             here = slice(start, start + len(part))
@@ -91,7 +99,10 @@ def jensen_shannon(p: Floats, q: Floats) -> Floats:
 
 
 def generic_columns(predictions: Predictions) -> dict[str, Any]:
-    """Make the columns that every method has: p, pred, conf, margin, entropy (as a share of ln K), view_*."""
+    """Make the columns that every method has: p, pred, conf, margin, entropy (as a share of ln K), view_*.
+
+    The view columns compare the strong reading with the weak one, or with the clean one where no weak one was made.
+    """
     p = predictions.probs
     ordered = np.sort(p, axis=1)
     entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(axis=1) / np.log(p.shape[1])
@@ -102,9 +113,10 @@ def generic_columns(predictions: Predictions) -> dict[str, Any]:
         "margin": ordered[:, -1] - ordered[:, -2],
         "entropy": np.clip(entropy, 0, 1).astype(np.float32),
     }
-    if predictions.weak is not None and predictions.strong is not None:
-        columns["view_disagree"] = predictions.weak.argmax(axis=1) != predictions.strong.argmax(axis=1)
-        columns["view_js"] = jensen_shannon(predictions.weak, predictions.strong)
+    if predictions.strong is not None:
+        plain = p if predictions.weak is None else predictions.weak
+        columns["view_disagree"] = plain.argmax(axis=1) != predictions.strong.argmax(axis=1)
+        columns["view_js"] = jensen_shannon(plain, predictions.strong)
     return columns
 
 
