@@ -56,8 +56,8 @@ def start_child(
 def _step_back(nice: int) -> None:
     """Lower the priority of this process, which is about to become a child.
 
-    Linux weighs sessions before it weighs the processes in them (autogroups): niceness alone would leave the page's fsync
-    waiting for a training run. So the child gets a session of its own, and that session the same niceness.
+    Linux weighs sessions before it weighs the processes in them (autogroups): niceness alone would leave the page's
+    fsync waiting for a training run. So the child gets a session of its own, and that session the same niceness.
     """
     os.nice(nice)
     os.setsid()
