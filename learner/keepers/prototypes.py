@@ -55,6 +55,7 @@ class Prototypes(IdleKeeper):
     """
 
     name = "prototypes"
+    _STATE = ("vectors:class0", "counts:class0", "labels:class0", "changed:class0", "mean", "mean_steps")
 
     def __init__(
         self, num_classes: int, feature_dim: int, options: PrototypeOptions, clear: float, warmup: Warmup
@@ -166,14 +167,7 @@ class Prototypes(IdleKeeper):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return prototypes, counts and the pool mean."""
-        return {
-            "vectors:class0": self.vectors,
-            "counts:class0": self.counts,
-            "labels:class0": self.labels,
-            "changed:class0": self.changed,
-            "mean": self.mean,
-            "mean_steps": self.mean_steps,
-        }
+        return {key: getattr(self, key.partition(":")[0]).clone() for key in self._STATE}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from a saved state.
@@ -184,12 +178,12 @@ class Prototypes(IdleKeeper):
         if state["vectors:class0"].shape != self.vectors.shape:
             saved = tuple(state["vectors:class0"].shape)
             raise ValueError(f"saved prototypes have shape {saved}, this recipe's {tuple(self.vectors.shape)}")
-        for key in self.state_dict():
+        for key in self._STATE:
             mine = getattr(self, key.partition(":")[0])
             setattr(self, key.partition(":")[0], state[key].to(mine).clone())
 
     def _move(self, device: torch.device) -> None:
         if self.vectors.device != device:
-            for key in self.state_dict():
+            for key in self._STATE:
                 name = key.partition(":")[0]
                 setattr(self, name, getattr(self, name).to(device))
