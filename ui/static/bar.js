@@ -94,8 +94,18 @@ async function signOut(desk) {
   location.assign("/login");
 }
 
+// A figure that Gradio drew while its tab was still hidden has Plotly's default width: fit it to its column.
+function fitFigures() {
+  for (const figure of document.querySelectorAll(".desk-page .js-plotly-plot")) {
+    const room = figure.parentElement.clientWidth;
+    const drawn = Number(figure.querySelector(".main-svg")?.getAttribute("width"));
+    if (room > 0 && Math.abs(room - drawn) > 2) window.Plotly?.Plots.resize(figure);
+  }
+}
+
 export function buildBar(desk) {
   keepTheme();
+  setInterval(fitFigures, 400);
   const bar = document.createElement("div");
   bar.className = "desk-top";
   bar.append(Object.assign(document.createElement("span"), { className: "desk-project", textContent: desk.settings.project }));

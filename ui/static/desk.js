@@ -275,6 +275,7 @@ class Desk {
       lease_id: face.item.lease_id ?? null,
       kind,
       classes,
+      source: "ui",
       duration_ms: Math.max(0, Math.round(performance.now() - face.paintedAt)),
     };
     if (note) body.note = note;
