@@ -76,5 +76,6 @@ def masked_mean(values: Tensor, weight: Tensor, reduction: Reduction = "all") ->
     """
     kept = weight.to(values.dtype)
     total = (values * kept).sum()
-    count = torch.count_nonzero(kept).to(values.dtype) if reduction == "selected" else values.new_tensor(len(values))
-    return total / count.clamp(min=1)
+    if reduction == "all":
+        return total / max(1, len(values))
+    return total / torch.count_nonzero(kept).clamp(min=1)

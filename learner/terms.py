@@ -73,6 +73,7 @@ class ConsistencyCE:
     def __call__(self, ctx: StepContext) -> Tensor:
         """Return the scalar loss; 0 when no sample passes the threshold."""
         target = _target(ctx, self.name)
+        ctx.logs[f"{self.name}/selected"] = (target.weight > 0).float().mean()
         return losses.masked_mean(losses.cross_entropy(ctx.outs["s"].z, target.hard), target.weight, self.reduction)
 
 

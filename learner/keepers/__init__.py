@@ -1,0 +1,1 @@
+"""Bookkeeping across steps: prototypes, doubts about labels, complementary labels."""

@@ -50,7 +50,7 @@ def enter_and_leave(w: Tensor, candidates: Tensor, previous: Tensor, entry: Tens
 
 
 def move_weights(
-    w: Tensor, cosines: Tensor, usable: Tensor, decay: float, similarity: Similarity, temperature: float
+    w: Tensor, cosines: Tensor, usable: Tensor, decay: Tensor | float, similarity: Similarity, temperature: float
 ) -> Tensor:
     """Move w (B,K) towards the prototypes (eq. 5): decay * w + (1 - decay) * similarity, where usable (B,K) bool.
 

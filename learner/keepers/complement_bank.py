@@ -69,7 +69,7 @@ class ComplementBank(IdleKeeper):
         self.table = SampleTable(
             {
                 "excluded": Column(torch.int64, role="bits"),
-                "round": Column(torch.int16, width=num_classes, role="class1"),
+                "round": Column(torch.int32, width=num_classes, role="class1"),
                 "step": Column(torch.int32, width=num_classes, role="class1"),
                 "streak": Column(torch.uint8, width=num_classes, role="class1"),
             }

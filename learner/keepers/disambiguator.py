@@ -35,7 +35,8 @@ class DisambiguatorOptions(KeeperOptions):
     ambiguity: what leaves a label out of the loss: "strict", not (max p >= clear and argmax = given), or "margin",
     p_max - p_given > margin. min_visits: grace of each label before it may be doubted. candidates,
     candidate_threshold: eq. 4 (mu). w_init: uniform on the candidates, or p. similarity, temperature, normalise: eq.
-    5. half_life_visits: of w, 69 is phi = .99. harden: w becomes one-hot above it (public code). suggest,
+    5. half_life_visits: of w, 69 is phi = .99; half_life_steps: counted in steps instead, as visits get rarer with more
+    labels. harden: w becomes one-hot above it (public code). suggest,
     suggest_visits: eq. 6, a class is settled on at max w >= suggest after so many doubtful visits. override: train on
     the settled class. protected: classes that are never settled on, nor away from. ambiguous_loss, ambiguous_weight:
     what doubted samples train on meanwhile.
@@ -52,6 +53,7 @@ class DisambiguatorOptions(KeeperOptions):
     temperature: float = Field(0.1, gt=0)
     normalise: bool = True
     half_life_visits: float = Field(69.0, gt=0)
+    half_life_steps: float | None = Field(None, gt=0)
     harden: float | None = Field(None, gt=0, lt=1)
     suggest: float = Field(0.8, gt=0, le=1)
     suggest_visits: int = Field(10, ge=1)
@@ -178,7 +180,7 @@ class Disambiguator(IdleKeeper):
         entry = visit.p if cfg.w_init == "probs" else (1 / size).expand_as(visit.p)
         w = enter_and_leave(state["w"], candidates, previous, entry, cfg.normalise)
         usable = candidates & self.prototypes.is_set
-        w = move_weights(w, visit.cosines, usable, self.decay, cfg.similarity, cfg.temperature)
+        w = move_weights(w, visit.cosines, usable, self._decay(state, clock), cfg.similarity, cfg.temperature)
         if cfg.normalise:
             w = w / w.sum(dim=1, keepdim=True).clamp(min=1e-12)
         best = w.masked_fill(~candidates, -torch.inf).max(dim=1)
@@ -194,6 +196,14 @@ class Disambiguator(IdleKeeper):
         state.put("settled", torch.where(settles, best.indices, -1), where)
         state.put("round", clock.round, where)
         state.put("step", clock.lifetime_step, where)
+
+    def _decay(self, state: RowView, clock: Clock) -> Tensor | float:
+        """Return phi of this visit: constant, or (B,1) by the steps since the last evidence."""
+        if self.options.half_life_steps is None:
+            return self.decay
+        passed = (clock.lifetime_step - state["step"]).clamp(min=1).float()
+        phi = 0.5 ** (passed / self.options.half_life_steps)
+        return torch.where(state["doubtful"] > 0, phi, self.decay)[:, None]
 
     def _may_settle(self, visit: Visit, best: Tensor) -> Tensor:
         """Protected classes are neither suggested nor given up."""

@@ -166,6 +166,12 @@ def test_consistency_of_a_sample_without_weight_is_zero() -> None:
     assert ConsistencyCE("all")(ctx).item() == ConsistencyCE("selected")(ctx).item() == 0
 
 
+def test_share_of_selected_samples_is_logged() -> None:
+    ctx = unlabeled_step([1, 2], [[0.4, 0.6], [0.1, 0.9]])
+    ConsistencyCE()(ctx)
+    assert ctx.logs["consistency/selected"].item() == 0.5
+
+
 def test_terms_say_what_they_miss() -> None:
     ctx = unlabeled_step([1], [[0.4, 0.6]])
     with pytest.raises(ValueError, match="ComplementBank"):
