@@ -91,21 +91,23 @@ def test_accounts_are_added_listed_disabled_and_reset(study: Path) -> None:
         (["import", "{study}", ".", "--format", "tarot"], "tarot"),
         (["export", "{study}", "/nonexistent/labels.csv"], "/nonexistent"),
         (["users", "disable", "{study}", "nobody"], "nobody"),
-        (["users", "add", "{study}", "x" * 200], "200"),
+        (["users", "add", "{study}", "x" * 200], "64 characters"),
         (["retrain", "{study}", "--every", "soon"], "soon"),
         (["retrain", "{study}", "--method", "magic"], "magic"),
         (["evaluate", "{study}", "--split", "train"], "train"),
         (["restore", "missing.tar", "there"], "missing.tar"),
         (["simulate", "{study}"], "annotator up"),
         (["erase", "{study}"], "--image"),
-        (["serve", "{study}", "--host", "0.0.0.0"], "0.0.0.0"),
+        (["serve", "{bare}", "--host", "0.0.0.0"], "0.0.0.0"),
         (["frobnicate"], "frobnicate"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(
     study: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    filled = [a.replace("{study}", str(study)) for a in arguments]
+    if "{bare}" in arguments:
+        assert annotator("init", tmp_path / "bare").returncode == 0
+    filled = [a.replace("{study}", str(study)).replace("{bare}", str(tmp_path / "bare")) for a in arguments]
     done = subprocess.run(
         [sys.executable, "-m", "annotator", *filled],
         capture_output=True,
