@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from annotator.errors import NotFoundError
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from ui import theme
@@ -84,6 +85,11 @@ def _add_pages(app: FastAPI, workspace: Workspace) -> None:
     @app.get(f"{PREFIX}/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
         return HTMLResponse(docs_page(app.openapi()))
+
+    @app.api_route(PREFIX + "/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    def nothing(rest: str) -> None:
+        """Keep what is under our prefix away from Gradio."""
+        raise NotFoundError(f"no such route: {PREFIX}/{rest[:100]}; see {PREFIX}/docs")
 
 
 def _static() -> StaticFiles:
