@@ -49,6 +49,7 @@ _SIGNATURES = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"8BPS", "a Photoshop document"),
 )
+_OWN_SIGNATURES = ((b"\x89PNG", "PNG"), (b"\xff\xd8", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"), (b"RIFF", "WEBP"))
 # What Pillow's parsers raise on hostile or broken files, beyond OSError.
 _BROKEN = (
     OSError,
@@ -221,6 +222,9 @@ def _what(data: bytes) -> str:
     for signature, kind in _SIGNATURES:
         if data.startswith(signature):
             return f"not a supported image: it looks like {kind}"
+    for signature, format in _OWN_SIGNATURES:
+        if data.startswith(signature):
+            return f"broken image: damaged or shortened {format} header"
     if data[4:8] == b"ftyp":
         return "not a supported image: it looks like a HEIC, AVIF or video file"
     start = data[:256].lstrip().lower()

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Literal, Protocol
 
 from annotator.errors import ImportSourceError
@@ -212,6 +212,7 @@ class ZipFiles:
         self.root = path.resolve()
         self._zip = zipfile.ZipFile(path)
         self._entries = {i.filename: i for i in self._zip.infolist() if not i.is_dir()}
+        self._listed = sorted(name for name in self._entries if not _hidden(name))
 
     @property
     def problems(self) -> list[str]:
@@ -221,15 +222,13 @@ class ZipFiles:
     def walk(self, under: str = "") -> Iterator[str]:
         """Yield the path of every file below `under`, sorted."""
         prefix = f"{under}/" if under else ""
-        for name in sorted(self._entries):
-            if name.startswith(prefix) and not _hidden(name):
-                yield name
+        yield from (name for name in self._listed if name.startswith(prefix))
 
     def folders(self, under: str = "") -> list[str]:
         """Return the names of the folders directly in `under`, sorted."""
-        depth = len(PurePosixPath(under).parts)
-        names = {p.parts[depth] for p in map(PurePosixPath, self.walk(under)) if len(p.parts) > depth + 1}
-        return sorted(n for n in names if n not in ("..", "/"))
+        start = len(under) + 1 if under else 0
+        parted = (path[start:].partition("/") for path in self.walk(under))
+        return sorted({name for name, slash, _ in parted if slash and name not in ("", "..")})
 
     def exists(self, path: str) -> bool:
         """Tell whether `path` is an entry."""

@@ -31,9 +31,10 @@ from annotator.store.images import GivenAs, Images, KnownFile
 CHANGED = "file changed since import"
 RESTORABLE = (CHANGED, GONE)
 """Reasons for which a sample comes back once its file is again what it was."""
-_TARGET_SECONDS = 0.008
+_TARGET_SECONDS = 0.010
 """Other writers wait while samples are stored: batches are sized so that a transaction takes about this long."""
-_MIN_BATCH, _FIRST_BATCH, _MAX_BATCH = 8, 32, 200
+# Below the smallest batch the commit itself is most of the time: more transactions would only hold up others more.
+_MIN_BATCH, _FIRST_BATCH, _MAX_BATCH = 32, 48, 200
 _NO_STAMP = Stamp(0, 0)
 _PROGRESS_SECONDS = 0.1
 

@@ -17,6 +17,7 @@ from annotator.taxonomy import BUILTIN, Taxonomy
 
 UNUSABLE = "unusable"
 _MAX_LINE = 1_000_000
+_MAX_REMEMBERED = 10_000
 _ALIASES = {
     "happy": "happiness",
     "sad": "sadness",
@@ -89,9 +90,17 @@ class ClassNames:
     def __init__(self, taxonomy: Taxonomy, keep: bool) -> None:
         self._slugs = taxonomy.slugs
         self._keep = keep
+        self._found: dict[str, str | None] = {}
 
     def find(self, name: str) -> str | None:
         """Return the slug for `name`, "unusable", or None when the workspace has no such class."""
+        if name not in self._found:
+            if len(self._found) >= _MAX_REMEMBERED:
+                self._found.clear()
+            self._found[name] = self._look_up(name)
+        return self._found[name]
+
+    def _look_up(self, name: str) -> str | None:
         plain = name.strip().casefold().replace(" ", "-").replace("_", "-")
         for slug in (name.strip(), plain, plain.replace("-", "_"), _ALIASES.get(plain, "")):
             if slug in self._slugs:

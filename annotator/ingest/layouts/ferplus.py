@@ -30,7 +30,8 @@ class FerPlus:
     def __init__(self, files: SourceFiles, names: ClassNames) -> None:
         self.findings = Findings()
         self._files, self._names = files, names
-        self._present = {usage for usage, folder in FOLDERS.items() if folder in set(files.folders())}
+        folders = set(files.folders())
+        self._present = {usage for usage, folder in FOLDERS.items() if folder in folders}
         absent: Counter[str] = Counter()
         unnamed = self._count = 0
         for where, row in read_csv(files, LIST):
