@@ -89,7 +89,7 @@ class Database:
             yield connection
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; closing again does nothing."""
         for engine in (self._reader, self._writer, self._volatile):
             engine.dispose()
         if self._gate is not None:
@@ -113,6 +113,9 @@ class _Gate:
 
     def __enter__(self) -> None:
         self._lock.acquire()
+        if self._file < 0:
+            self._lock.release()
+            raise WorkspaceError("the store is closed")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
         except BaseException:
@@ -125,7 +128,10 @@ class _Gate:
 
     def close(self) -> None:
         with self._lock:
-            os.close(self._file)
+            # A second close must not hit a descriptor that was given to somebody else meanwhile.
+            file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
 
 def parse_url(url: str) -> URL:
