@@ -46,9 +46,15 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def faces_workspace(tmp_path: Path, drawn: Path) -> Workspace:
-    """Make a workspace of drawn faces without labels."""
-    return make_workspace(tmp_path / "ws", drawn)
+def make(tmp_path: Path, drawn: Path) -> Callable[..., Workspace]:
+    """Make a workspace of drawn faces without labels, with the given settings."""
+    return lambda **settings: make_workspace(tmp_path / "ws", drawn, **settings)
+
+
+@pytest.fixture
+def faces_workspace(make: Callable[..., Workspace]) -> Workspace:
+    """Make a workspace with the usual settings."""
+    return make()
 
 
 @pytest.fixture

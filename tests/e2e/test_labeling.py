@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 from playwright.sync_api import BrowserContext, expect
 
@@ -174,7 +175,7 @@ def test_fast_keys_label_only_faces_that_were_on_screen(site: Site, hands: Hands
     painted = hands.page.evaluate("painted")
     assert [a.image_id for a in answers] == [p["id"] for p in painted][: len(keys)]
     assert all((a.duration_ms or 0) >= 50 for a in answers)
-    shown_for = [later["at"] - earlier["at"] for earlier, later in zip(painted, painted[1:], strict=False)]
+    shown_for = [later["at"] - earlier["at"] for earlier, later in pairwise(painted)]
     assert min(shown_for) >= 45  # milliseconds: every face was really there before its key was used
 
 
@@ -220,9 +221,7 @@ def test_undo_reaches_answers_from_before_a_reload(site: Site, hands: Hands) -> 
     assert labels_of(site) == {}
 
 
-def test_two_tabs_of_one_person_do_not_share_a_face(
-    site: Site, open_context: Callable[..., BrowserContext]
-) -> None:
+def test_two_tabs_of_one_person_do_not_share_a_face(site: Site, open_context: Callable[..., BrowserContext]) -> None:
     context = open_context()
     one, two = (Hands.sit_down(context.new_page(), site.url) for _ in range(2))
     for _ in range(6):

@@ -8,6 +8,7 @@ import { ApiError, get, uuid } from "./api.js";
 import { buildBar } from "./bar.js";
 import { Keymap, listen } from "./keys.js";
 import { Outbox } from "./outbox.js";
+import { Presence } from "./presence.js";
 import { Shelf, decode, refine } from "./prefetch.js";
 import { Status } from "./status.js";
 import { View } from "./view.js";
@@ -16,7 +17,6 @@ import { answered, question } from "./words.js";
 const SEEN_MS = 50;
 const STALE_MS = 1500;
 const NEIGHBOURS_AFTER_MS = 350;
-const IDLE_MS = 5 * 60 * 1000;
 const UNDO_DEPTH = 50;
 
 function afterPaint(callback) {
@@ -34,7 +34,6 @@ class Desk {
   undoing = Promise.resolve();
   returning = 0; // faces on their way back
   chosen = null; // the set of classes while several are being chosen
-  lastActive = Date.now();
 
   constructor(root, me) {
     this.settings = JSON.parse(root.dataset.desk);
@@ -79,15 +78,12 @@ class Desk {
     this.outbox.addEventListener("stored", ({ detail }) => this.#onStored(detail));
     this.outbox.addEventListener("change", () => this.status?.showOffline());
     this.tabs.addEventListener("message", ({ data }) => this.#onOtherTab(data));
-    for (const kind of ["keydown", "pointermove", "pointerdown", "focus"]) {
-      addEventListener(kind, () => this.#present(), { capture: true, passive: true });
-    }
+    this.presence = new Presence(this);
     addEventListener("beforeunload", (event) => {
       // Answers on their way survive a reload in localStorage: ask only when they are stuck.
       const stuck = this.outbox.size > 0 && (this.outbox.state === "waiting" || !this.outbox.durable);
       if (stuck && !this.leaving) event.preventDefault();
     });
-    setInterval(() => void this.#renew(), 1000);
   }
 
   async #start() {
@@ -329,43 +325,14 @@ class Desk {
     if (owner !== this.me.name) return;
     this.shelf.drop(image);
     if (this.current?.item.image_id !== image || this.current.was) return;
+    this.replace("You answered that face in another tab.");
+  }
+
+  // The face on screen is not to be asked any more: show another one and say why.
+  replace(why) {
     this.current = null;
     this.#fillStage();
-    this.view.say("You answered that face in another tab.", false);
-  }
-
-  // ---- leases
-
-  #present() {
-    const away = Date.now() - this.lastActive > IDLE_MS;
-    this.lastActive = Date.now();
-    if (away) void this.#welcomeBack();
-  }
-
-  async #welcomeBack() {
-    this.shelf.dropExpired();
-    const face = this.current;
-    if (face && (await this.shelf.renew(face)).includes(face)) this.#replace(face);
-  }
-
-  async #renew() {
-    if (this.renewing || document.hidden || Date.now() - this.lastActive > IDLE_MS) return;
-    this.renewing = true;
-    try {
-      for (const face of await this.shelf.renew(this.current)) {
-        if (face === this.current) face.renewAt = Infinity; // still answerable: the answer is kept and marked late
-        else this.shelf.drop(face.item.image_id);
-      }
-    } finally {
-      this.renewing = false;
-    }
-  }
-
-  #replace(face) {
-    if (this.current !== face || !this.shelf.size) return;
-    this.current = null;
-    this.#fillStage();
-    this.view.say("A colleague took that face over while you were away. Here is another one.");
+    this.view.say(why, false);
   }
 }
 

@@ -5,7 +5,9 @@ import { ApiError, post, uuid } from "./api.js";
 
 const PREFIX = "annotator.outbox.";
 const REFUSED = "annotator.refused.";
-const ADOPT_AFTER_MS = 15000; // another tab's answer older than this has lost its tab
+// Another tab's answer that is older than this has probably lost its tab: this one sends it. Sent twice it still counts once.
+const ADOPT_AFTER_MS = 15000;
+const ADOPT_AT_START_MS = 2000;
 const SLOWEST_MS = 15000;
 // The server understood and will never take it. Everything else is tried again.
 const FINAL = new Set([400, 404, 409, 410, 413, 422]);
@@ -35,7 +37,7 @@ export class Outbox extends EventTarget {
   constructor(owner) {
     super();
     this.#owner = owner;
-    this.#load();
+    this.#load(ADOPT_AT_START_MS);
     addEventListener("storage", (event) => this.#onStorage(event));
     addEventListener("online", () => this.kick());
     setInterval(() => {
@@ -112,16 +114,19 @@ export class Outbox extends EventTarget {
     }
   }
 
-  #load() {
+  #read(key) {
+    try {
+      return JSON.parse(localStorage.getItem(key));
+    } catch {
+      return null;
+    }
+  }
+
+  #load(adoptAfter = ADOPT_AFTER_MS) {
     for (const key of this.#keys(PREFIX + this.#owner + ".")) {
-      let entry;
-      try {
-        entry = JSON.parse(localStorage.getItem(key));
-      } catch {
-        continue;
-      }
+      const entry = this.#read(key);
       if (!entry?.body?.client_id || this.#entries.has(entry.body.client_id)) continue;
-      if (entry.tab === this.#tab || Date.now() - entry.at > ADOPT_AFTER_MS) {
+      if (entry.tab === this.#tab || Date.now() - entry.at > adoptAfter) {
         this.#entries.set(entry.body.client_id, entry);
         this.#number = Math.max(this.#number, entry.number + 1);
       }
@@ -158,8 +163,8 @@ export class Outbox extends EventTarget {
 
   async #deliver(entry) {
     if (entry.path === "undo" && entry.body.annotation_id === null) {
-      const id = this.#ids.get(entry.of);
-      if (id === undefined) {
+      const id = this.#ids.get(entry.of) ?? this.#read(this.#key(entry))?.body.annotation_id;
+      if (id == null) {
         this.#drop(entry); // the answer it undoes was refused: there is nothing to take back
         return true;
       }
