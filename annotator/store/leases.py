@@ -54,13 +54,13 @@ class Leases:
             row = connection.execute(select(leases).where(leases.c.id == lease_id)).one_or_none()
         return None if row is None else _lease(row)
 
-    def renew(self, lease_id: str, user_id: int, until: datetime) -> bool:
+    def renew(self, lease_id: str, user_id: int, until: datetime, *, now: datetime | None = None) -> bool:
         """Let one's own open lease run until `until`; return False when it is closed, expired or another person's."""
         query = update(leases).where(
             leases.c.id == lease_id,
             leases.c.user_id == user_id,
             ~leases.c.closed,
-            leases.c.expires_at > datetime.now(UTC),
+            leases.c.expires_at > (now or datetime.now(UTC)),
         )
         with self._database.write_volatile() as connection:
             return bool(connection.execute(query.values(expires_at=until)).rowcount)
