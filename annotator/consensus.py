@@ -215,7 +215,7 @@ def dawid_skene(
         iterations += 1
         prior = posterior.sum(0) + smoothing
         prior /= prior.sum()
-        confusion = np.full((annotator.max() + 1, num_classes, num_classes), smoothing)
+        confusion = np.full((annotator.max() + 1, num_classes, num_classes), float(smoothing))
         np.add.at(confusion.transpose(0, 2, 1), (annotator, said), posterior[item])
         confusion /= np.maximum(confusion.sum(2, keepdims=True), np.finfo(float).tiny)
         log_posterior = np.tile(np.log(np.maximum(prior, np.finfo(float).tiny)), (len(posterior), 1))
