@@ -1,5 +1,8 @@
 """Labeling in a real browser, by keys, as a person does."""
 
+import csv
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -20,11 +23,13 @@ def stored(site: Site) -> list[Annotation]:
     return [a for a in site.store.decisions.list() if a.user_id is not None]
 
 
-def labels_of(site: Site) -> dict[str, str]:
-    """Return image id to label, as an export has them."""
-    rows = [row for row in site.store.decisions.labels() if row.label.state == "labeled"]
-    records = site.store.images.by_rows([row.row for row in rows])
-    return {record.image_id: row.label.classes[0] for record, row in zip(records, rows, strict=True)}
+def exported(site: Site) -> dict[str, str]:
+    """Export with the command, beside the running server, and return image id to label."""
+    out = site.workspace.root / f"labels-{time.monotonic_ns()}.csv"
+    command = [sys.executable, "-m", "annotator", "export", str(site.workspace.root), str(out), "--format", "csv"]
+    subprocess.run(command, check=True, capture_output=True)
+    with out.open(encoding="utf-8", newline="") as file:
+        return {row["image_id"]: row["label"] for row in csv.DictReader(file) if row["label"]}
 
 
 def test_twenty_faces_by_keys_alone_with_two_undone(site: Site, hands: Hands) -> None:
@@ -40,7 +45,7 @@ def test_twenty_faces_by_keys_alone_with_two_undone(site: Site, hands: Hands) ->
         was = CLASS_OF[hands.typed.pop(image_id)]
         expect(hands.part(f"choice-{was}")).to_contain_text("you")
     hands.wait_until_sent()
-    assert labels_of(site) == {image_id: CLASS_OF[key] for image_id, key in hands.typed.items()}
+    assert exported(site) == {image_id: CLASS_OF[key] for image_id, key in hands.typed.items()}
     assert len(hands.typed) == 18
 
     # The face that came back takes a new answer, then the faces that were called away return in their old order.
@@ -51,7 +56,7 @@ def test_twenty_faces_by_keys_alone_with_two_undone(site: Site, hands: Hands) ->
     hands.press("7")
     assert hands.face == waiting
     hands.wait_until_sent()
-    assert labels_of(site) == {image_id: CLASS_OF[key] for image_id, key in hands.typed.items()}
+    assert exported(site) == {image_id: CLASS_OF[key] for image_id, key in hands.typed.items()}
     again = stored(site)[-2:]
     assert [a.image_id for a in again] == last_two
     assert not any(a.late or a.duplicate or a.mismatch for a in again)
@@ -218,7 +223,7 @@ def test_undo_reaches_answers_from_before_a_reload(site: Site, hands: Hands) -> 
     expect(hands.part("choice-anger")).to_contain_text("you")
     hands.wait_until_sent()
     assert [a.kind for a in stored(site)] == ["label", "undo"]
-    assert labels_of(site) == {}
+    assert exported(site) == {}
 
 
 def test_two_tabs_of_one_person_do_not_share_a_face(site: Site, open_context: Callable[..., BrowserContext]) -> None:

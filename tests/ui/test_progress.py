@@ -1,0 +1,137 @@
+"""The Progress and Team pages: the sentences, the counts, and who may see what."""
+
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from annotator.records import Answer, NewImage, Snapshot
+from annotator.settings import Workspace
+from annotator.store import LabelStore
+from annotator.taxonomy import FERPLUS
+from ui.history import History
+from ui.progress import Progress, ProgressReader, figures, paragraphs, sentences
+from ui.team import team_markup
+
+NOW = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
+
+
+def face(index: int) -> NewImage:
+    return NewImage(f"{index}.png", "pool", "active", f"{index:064d}", 100, 1, width=48, height=48)
+
+
+@pytest.fixture
+def images(sqlite_store: LabelStore) -> list[str]:
+    source = sqlite_store.images.register_source("/faces", "folder", "folder")
+    return [record.image_id for record in sqlite_store.images.add(source, [face(i) for i in range(6)], "none")]
+
+
+def answer(store: LabelStore, name: str, image_id: str, slug: str, when: datetime = NOW, **more: object) -> int:
+    user = next((u for u in store.accounts.list() if u.name == name), None) or store.accounts.add(
+        name, "annotator", None
+    )
+    client_id = f"{name}-{image_id}-{slug}-{when.timestamp()}"
+    said = Answer(client_id, image_id, "label", (slug,), **more)  # type: ignore[arg-type]
+    return store.decisions.submit(user, said, now=when).annotation.id
+
+
+def snapshot(number: int, label_seq: int, overall: float) -> Snapshot:
+    return Snapshot(
+        f"{number:05d}", "lion", label_seq, {"val_overall": overall, "val_balanced": overall / 2}, NOW, True
+    )
+
+
+EMPTY = Progress(
+    labels=dict.fromkeys(("labeled", "partial", "disputed", "unusable", "unlabeled"), 0),
+    num_val=0,
+    per_class=dict.fromkeys(FERPLUS.slugs, 0),
+    shared=0,
+    agreeing=0,
+    disputes=Counter(),
+    times=(),
+    snapshots=(),
+    arms={},
+)
+
+
+def test_an_empty_workspace_says_what_to_do() -> None:
+    coverage, agreement, learning = sentences(EMPTY, FERPLUS, 16)
+    assert coverage == "There are no faces yet: import some with `annotator import`."
+    assert "nothing can be said about agreement" in agreement
+    assert learning == "No model has been trained yet: the first round starts after 16 labeled faces."
+
+
+def test_sentences_carry_the_numbers() -> None:
+    progress = replace(
+        EMPTY,
+        labels={"labeled": 4312, "partial": 0, "disputed": 88, "unusable": 5, "unlabeled": 4405},
+        num_val=400,
+        shared=50,
+        agreeing=48,
+        disputes=Counter({("surprise", "fear"): 2}),
+        snapshots=(snapshot(1, 1000, 0.40), snapshot(2, 1500, 0.45)),
+    )
+    coverage, agreement, learning = sentences(progress, FERPLUS, 16)
+    assert coverage == "4,312 of 8,810 faces are labeled (49 %); 88 disputed, 5 unusable, 4,405 still to do."
+    assert agreement == (
+        "People agree on 96 % of the 50 faces that two or more of them answered; "
+        "surprise and fear are confused most (2 of 2 disputes)."
+    )
+    # sqrt(.45 * .55 / 400 + .40 * .60 / 400) = 0.0349
+    assert learning == (
+        "The last 500 annotations moved accuracy by +5.0 ± 3.5 points: "
+        "45.0 % of 400 validation faces are read rightly (22.5 % averaged over classes)."
+    )
+
+
+def test_the_reader_counts_agreement_and_disputes(
+    workspace: Workspace, sqlite_store: LabelStore, images: list[str]
+) -> None:
+    reader = ProgressReader(workspace, sqlite_store)
+    assert reader.read().shared == 0
+    for name, slugs in {"ann": ("fear", "anger"), "bob": ("surprise", "anger")}.items():
+        for image_id, slug in zip(images, slugs, strict=False):
+            answer(sqlite_store, name, image_id, slug)
+    progress = reader.read()
+    assert (progress.shared, progress.agreeing) == (2, 1)
+    assert progress.disputes == Counter({("surprise", "fear"): 1})
+    assert progress.per_class["anger"] == 1
+    assert len(progress.times) == 4
+    assert len(figures(progress, FERPLUS)) == 4
+
+
+def test_history_follows_undo_and_correction(sqlite_store: LabelStore, images: list[str]) -> None:
+    history = History(sqlite_store)
+    yesterday = NOW - timedelta(days=1)
+    answer(sqlite_store, "ann", images[0], "fear", yesterday, duration_ms=3000)
+    second = answer(sqlite_store, "ann", images[1], "anger", duration_ms=1000)
+    third = answer(sqlite_store, "ann", images[2], "anger", duration_ms=2000)
+    (person,) = history.people(NOW)
+    assert (person.answers, person.today, person.seconds) == (3, 2, 2.0)
+    ann = sqlite_store.accounts.get("ann")
+    sqlite_store.decisions.undo(ann, "undo-1", third, now=NOW)
+    answer(sqlite_store, "ann", images[1], "disgust", supersedes=second, duration_ms=9000)
+    (person,) = history.people(NOW)
+    assert (person.answers, person.today, person.undone) == (2, 1, 1)
+    assert len(history.times()) == 2
+
+
+def test_annotators_see_only_themselves_and_names_are_text(sqlite_store: LabelStore, images: list[str]) -> None:
+    evil = "<script>alert(1)</script>"
+    sqlite_store.accounts.add("lead", "reviewer", None)
+    for name in ("ann", evil):
+        answer(sqlite_store, name, images[0], "fear")
+    accounts = sqlite_store.accounts
+    seen = team_markup(sqlite_store, History(sqlite_store), accounts.get("lead"), NOW)
+    assert "&lt;script&gt;" in seen
+    assert "<script>" not in seen
+    assert "Accounts" in seen
+    own = team_markup(sqlite_store, History(sqlite_store), accounts.get("ann"), NOW)
+    assert "ann" in own
+    assert "script" not in own
+    assert "lead" not in own
+
+
+def test_paragraphs_escape() -> None:
+    assert paragraphs(["a < b"]) == '<div class="desk-lead"><p>a &lt; b</p></div>'
