@@ -1,6 +1,7 @@
 """The network: a timm backbone by name, feature adapters, a linear head; its averaged copy; and weights from a file."""
 
 import copy
+import difflib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,7 +85,7 @@ def make_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, i
         CheckpointError: the weight file is missing, refused or does not fit, or the hub cannot be reached.
     """
     if not timm.is_model(config.name):
-        near = ", ".join(timm.list_models(f"*{config.name[:6]}*")[:5])
+        near = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), 4))
         raise InputError(
             f"no backbone {config.name!r} in timm {timm.__version__}" + (f"; near: {near}" if near else "")
         )
