@@ -17,6 +17,7 @@ STEP_ROWS = 2048
 """Rows per step: about half a second at the slowest, so that an answer never waits long for it."""
 ENOUGH_TO_FIT = 512
 REFIT_BELOW = 4000
+"""A projection that was fitted while the pool was smaller than this is fitted again when it has grown."""
 REFIT_GROWTH = 4
 _SHARD = re.compile(r"pixels-(\d{9})-(\d{9})\.npy")
 _PREFIX = "hog-"
@@ -79,7 +80,7 @@ class HogEncoder:
         self.shards: FeatureShards | None = None
         self._building: FeatureShards | None = None
         self._projection: dict[str, hog.Projection] = {}
-        self._fitted_on: dict[str, int] = {}
+        self._pool_size: dict[str, int] = {}
         self._resume()
 
     def _resume(self) -> None:
@@ -114,7 +115,7 @@ class HogEncoder:
                 self._projection[shards.info.id] = hog.Projection.from_arrays(
                     data["mean"], data["components"], data["scale"]
                 )
-                self._fitted_on[shards.info.id] = int(data["fitted_on"])
+                self._pool_size[shards.info.id] = int(data["pool_size"])
         return self._projection[shards.info.id]
 
     def pending(self) -> int:
@@ -147,8 +148,8 @@ class HogEncoder:
     def _outgrown(self) -> bool:
         if self.shards is None:
             return False
-        fitted = self._fitted_on[self.shards.info.id]
-        return fitted < REFIT_BELOW and self._pixels.stop - self._pixels.first >= REFIT_GROWTH * max(1, fitted)
+        known = self._pool_size[self.shards.info.id]
+        return known < REFIT_BELOW and self._pixels.stop - self._pixels.first >= REFIT_GROWTH * max(1, known)
 
     def _create(self) -> FeatureShards | None:
         descriptors = self._sample()
@@ -161,13 +162,11 @@ class HogEncoder:
         ]
         name = f"{_PREFIX}{max(taken, default=0) + 1}"
         info = EncoderInfo(name, "hog", projection.dim, self._size)
-        extra: dict[str, NDArray[Any]] = {
-            **projection.arrays(),
-            "fitted_on": np.array(len(descriptors), dtype=np.int64),
-        }
+        known = self._pixels.stop - self._pixels.first
+        extra: dict[str, NDArray[Any]] = {**projection.arrays(), "pool_size": np.array(known, dtype=np.int64)}
         shards = FeatureShards.create(self._folder / name, info, extra)
         self._projection[name] = projection
-        self._fitted_on[name] = len(descriptors)
+        self._pool_size[name] = known
         return shards
 
     def _sample(self) -> NDArray[np.float32]:

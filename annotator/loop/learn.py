@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from annotator.errors import AnnotatorError
 from annotator.features import FeatureShards
@@ -265,7 +266,9 @@ def opened(workspace: Workspace) -> Iterator[Learner]:
     Raises:
         WorkspaceBusyError: another learner runs on this workspace.
     """
-    with learner_lock(workspace), LabelStore.open(workspace) as store:
+    # More BLAS threads than cores that are free spin against the page: a refresh then takes ten times as long.
+    threads = threadpool_limits(workspace.settings.learner.threads)
+    with learner_lock(workspace), threads, LabelStore.open(workspace) as store:
         learner = Learner(workspace, store)
         try:
             learner.start()
