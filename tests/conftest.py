@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -73,13 +74,9 @@ def postgres_url() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def database(backend: str, request: pytest.FixtureRequest) -> Iterator[str | None]:
-    """Yield the URL of a fresh database for the settings, None for the workspace's own SQLite file."""
-    if backend == "sqlite":
-        yield None
-        return
-    server: str = request.getfixturevalue("postgres_url")
+@contextmanager
+def empty_database(server: str) -> Iterator[str]:
+    """Make a PostgreSQL database for the time of the block and yield its URL."""
     name = f"t{uuid.uuid4().hex}"
     admin = server.replace("+psycopg", "")
     with psycopg.connect(admin, autocommit=True) as connection:
@@ -87,6 +84,26 @@ def database(backend: str, request: pytest.FixtureRequest) -> Iterator[str | Non
     yield server.rsplit("/", 1)[0] + f"/{name}"
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def database_of_its_own(postgres_url: str) -> Iterator[str]:
+    """Yield the URL of an empty PostgreSQL database."""
+    with empty_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture
+def database(backend: str, request: pytest.FixtureRequest) -> str | None:
+    """Return the URL of a fresh database for the settings, None for the workspace's own SQLite file."""
+    return None if backend == "sqlite" else str(request.getfixturevalue("store_database"))
+
+
+@pytest.fixture
+def store_database(postgres_url: str) -> Iterator[str]:
+    """Yield the URL of an empty PostgreSQL database for `store`."""
+    with empty_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture

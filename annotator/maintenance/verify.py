@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from annotator.errors import AnnotatorError
 from annotator.ingest.cache import limits_of
 from annotator.ingest.decode import Box, Decoded, Quarantine, decode
-from annotator.ingest.files import SourceFiles, open_files
+from annotator.ingest.sources import SourceFiles, open_files
 from annotator.maintenance.erase import unscrubbed
 from annotator.maintenance.shards import shards
 from annotator.records import ImageRecord

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Table, func, insert, select, text
+from sqlalchemy.exc import OperationalError, StatementError
 
 from annotator.errors import WorkspaceError
 from annotator.store import tables
 from annotator.store.database import Database
+from annotator.store.schema import UtcDateTime
 
 # Parents before children. Leases and sessions are of the running server and stay behind.
 TABLES: tuple[Table, ...] = (
@@ -64,17 +67,21 @@ def load(database: Database, folder: Path) -> Contents:
                 raise WorkspaceError(f"{database.name} is not empty (table {table.name}); name a new, empty database")
         connection.execute(tables.meta.delete())
         for table in TABLES:
-            batch: list[dict[str, Any]] = []
-            for row in _read(folder / f"{table.name}.jsonl", table):
-                batch.append(row)
-                if len(batch) == _BATCH:
-                    connection.execute(insert(table), batch)
-                    batch = []
-            if batch:
-                connection.execute(insert(table), batch)
+            rows = _read(folder / f"{table.name}.jsonl", table)
+            while batch := list(islice(rows, _BATCH)):
+                _insert(connection, table, batch)
         if not database.is_sqlite:
             _advance_sequences(connection)
         return _walk(connection, None)
+
+
+def _insert(connection: Connection, table: Table, batch: list[dict[str, Any]]) -> None:
+    try:
+        connection.execute(insert(table), batch)
+    except OperationalError:
+        raise
+    except StatementError as error:
+        raise WorkspaceError(f"{table.name}.jsonl does not fit the tables: {error.orig}") from error
 
 
 def _walk(connection: Connection, folder: Path | None) -> Contents:
@@ -107,7 +114,7 @@ def _plain(value: object) -> str:
 
 
 def _read(path: Path, table: Table) -> Iterator[dict[str, Any]]:
-    times = [c.name for c in table.columns if c.type.python_type is datetime]
+    times = [c.name for c in table.columns if isinstance(c.type, UtcDateTime)]
     with open(path, encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
             try:
