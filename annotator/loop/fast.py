@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 
+from annotator.acquisition.pool import shuffled
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -167,8 +169,7 @@ class FastLearner:
     def _calibrate(self, features: F32, answers: Supervision) -> tuple[float, float]:
         """Choose both temperatures by the log-loss of held-out answers."""
         if len(answers) > MAX_CALIBRATION:  # more would tell little and cost seconds
-            every = -(-len(answers) // MAX_CALIBRATION)
-            some = (answers.rows // FOLDS) % every == 0
+            some = shuffled(answers.rows, 2) < MAX_CALIBRATION / len(answers)
             features, answers = features[some], answers.take(some)
         held = self._held_out(features, answers)
 
@@ -185,7 +186,7 @@ class FastLearner:
 
     def _held_out(self, features: F32, answers: Supervision) -> Reading:
         # A row stays in its fold, so a fold's last fit has never seen the rows that it is asked about.
-        fold = answers.rows % FOLDS
+        fold = (shuffled(answers.rows, 1) * FOLDS).astype(int)
         parts = [np.zeros((len(answers), self.num_classes)) for _ in range(4)]
         for f in range(FOLDS):
             out = fold == f
