@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from annotator.errors import ImportSourceError, NotFoundError
 from annotator.ingest.cache import limits_of, shards
 from annotator.ingest.decode import Box, Decoded, Quarantine, decode, to_rgb
-from annotator.ingest.files import SourceFiles, open_files
+from annotator.ingest.sources import SourceFiles, open_files
 from annotator.settings import Workspace
 from annotator.store.reading import Face
 

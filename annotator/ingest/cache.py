@@ -19,7 +19,9 @@ from PIL import Image
 
 from annotator.errors import ImportSourceError, WorkspaceError
 from annotator.ingest.decode import Box, Decoded, Limits
-from annotator.ingest.decode_pool import DecodePool, Outcome, Task, chunk_size
+from annotator.ingest.decode_pool import DecodePool, chunk_size
+from annotator.ingest.decode_worker import Outcome, Task
+from annotator.ingest.sources import open_files
 from annotator.records import ImageRecord
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -78,12 +80,14 @@ def cache_lock(folder: Path) -> Iterator[bool]:
 class PixelCacheWriter:
     """Collect faces by ascending row and write them as shards. Hold `cache_lock` meanwhile."""
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self._folder, self._size = folder, size
+    def __init__(self, folder: Path, size: int, capacity: int | None = None) -> None:
+        """Write into `folder`; a shard holds at most `capacity` faces, by default as many as stay below 32 MB."""
+        self._folder = folder
         self._black = np.zeros((size, size, 3), np.uint8)
-        self._capacity = max(1, (SHARD_BYTES - _HEADER_BYTES) // self._black.nbytes)
-        self._faces: list[Pixels] = []
-        self._start = 0
+        self._capacity = capacity or max(1, (SHARD_BYTES - _HEADER_BYTES) // self._black.nbytes)
+        # Reused from shard to shard; pages of it that no face has touched yet take no memory.
+        self._faces = np.empty((self._capacity, *self._black.shape), np.uint8)
+        self._count = self._start = 0
         self._since = time.monotonic()
 
     def add(self, row: int, pixels: Pixels | None) -> None:
@@ -95,15 +99,16 @@ class PixelCacheWriter:
         face = self._black if pixels is None else pixels
         if face.shape != self._black.shape or face.dtype != np.uint8:
             raise ValueError(f"row {row}: expected uint8 {self._black.shape}, got {face.dtype} {face.shape}")
-        following = self._start + len(self._faces)
-        if self._faces and row < following:
+        following = self._start + self._count
+        if self._count and row < following:
             raise ValueError(f"row {row} comes after row {following - 1}")
-        if self._faces and row > following:
+        if self._count and row > following:
             self.flush()
-        if not self._faces:
+        if not self._count:
             self._start, self._since = row, time.monotonic()
-        self._faces.append(face)
-        if len(self._faces) >= self._capacity or time.monotonic() - self._since > _FLUSH_SECONDS:
+        self._faces[self._count] = face
+        self._count += 1
+        if self._count >= self._capacity or time.monotonic() - self._since > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -112,13 +117,13 @@ class PixelCacheWriter:
         Raises:
             WorkspaceError: the disk is full or cannot be written.
         """
-        if not self._faces:
+        if not self._count:
             return
-        name = f"pixels-{self._start:09d}-{self._start + len(self._faces):09d}.npy"
+        name = f"pixels-{self._start:09d}-{self._start + self._count:09d}.npy"
         temporary = self._folder / f".{name}.{os.getpid()}"
         try:
             with open(temporary, "wb") as file:
-                np.save(file, np.stack(self._faces), allow_pickle=False)
+                np.save(file, self._faces[: self._count], allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._folder / name)
@@ -126,7 +131,7 @@ class PixelCacheWriter:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise WorkspaceError(f"cannot write {self._folder / name}: {error.strerror or error}") from error
-        self._faces = []
+        self._count = 0
 
 
 def ensure_cache(workspace: Workspace, store: LabelStore, size: int, progress: Progress | None = None) -> int:
@@ -178,7 +183,7 @@ def _rebuilt(
     wanted = [r for r in records if r.state in ("active", "leak")]
     root = Path(store.images.source(source_id).root)
     other = _OtherSizes(workspace, size)
-    outcomes = _decoded(root, wanted, size, limits_of(workspace)) if root.exists() else iter(())
+    outcomes = _decoded(root, wanted, size, limits_of(workspace)) if wanted and root.exists() else iter(())
     for record in records:
         if record.state not in ("active", "leak"):
             yield None
@@ -198,9 +203,13 @@ def _rebuilt(
 def _decoded(root: Path, records: list[ImageRecord], size: int, limits: Limits) -> Iterator[Outcome]:
     tasks: list[Task] = [(r.path, Box.parse(r.crop)) for r in records]
     step = chunk_size(size)
-    with DecodePool(root, size, limits, workers_for(len(tasks))) as pool:
-        for outcomes in pool.map(tasks[i : i + step] for i in range(0, len(tasks), step)):
-            yield from outcomes
+    files = open_files(root)
+    try:
+        with DecodePool(files, size, limits, workers_for(len(tasks))) as pool:
+            for outcomes in pool.map(tasks[i : i + step] for i in range(0, len(tasks), step)):
+                yield from outcomes
+    finally:
+        files.close()
 
 
 class _OtherSizes:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from annotator.errors import ImportSourceError
-from annotator.ingest.files import SourceFiles, open_files
 from annotator.ingest.layouts.affectnet import LISTS as AFFECTNET_LISTS
 from annotator.ingest.layouts.affectnet import AffectNet
 from annotator.ingest.layouts.ferplus import LIST as FERPLUS_LIST
@@ -13,6 +12,7 @@ from annotator.ingest.layouts.image_folder import ImageFolder
 from annotator.ingest.layouts.manifest import Manifest
 from annotator.ingest.layouts.rafdb import RafDb, find_list
 from annotator.ingest.samples import ClassNames, Layout
+from annotator.ingest.sources import SourceFiles, open_files
 
 FORMATS = ("auto", "folder", "manifest", "ferplus", "rafdb", "affectnet")
 _ALIASES = {

@@ -3,27 +3,24 @@
 A process of the pool ends by itself when its parent dies, whatever killed it: its end of the pipe closes.
 """
 
-import multiprocessing
 import os
-import signal
+import socket
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Self
 
-from annotator.ingest.decode import Box, Decoded, Limits, Quarantine, decode
-from annotator.ingest.files import SourceFiles, open_files
+from annotator.ingest.decode import Limits, Quarantine
+from annotator.ingest.decode_worker import Located, Outcome, Setup, Task, decode_at
+from annotator.ingest.sources import SourceFiles
 
-Task = tuple[str, Box | None]
-"""A path in the source and the crop to take of it."""
-Outcome = Decoded | Quarantine
 MAX_CHUNK = 64
 _CHUNK_BYTES = 4_000_000
 _AHEAD = 2
 """Chunks a process may be ahead: their paths must fit a socket's buffer, or both sides would wait for each other."""
-_NICE = 10
 
 
 def chunk_size(size: int) -> int:
@@ -34,10 +31,10 @@ def chunk_size(size: int) -> int:
 class DecodePool:
     """Decode files of one source at one size. With `workers` 0 it decodes in this process."""
 
-    def __init__(self, root: Path, size: int, limits: Limits, workers: int) -> None:
-        self._root, self._size, self._limits = root, size, limits
-        self._files = open_files(root) if workers == 0 else None
-        self._workers = [_Worker(root, size, limits) for _ in range(workers)]
+    def __init__(self, files: SourceFiles, size: int, limits: Limits, workers: int) -> None:
+        self._files = files
+        self._setup = Setup(files.root, files.kind, size, limits)
+        self._workers = [_Worker(self._setup) for _ in range(workers)]
 
     def __enter__(self) -> Self:
         return self
@@ -47,45 +44,50 @@ class DecodePool:
 
     def close(self) -> None:
         """Stop the processes."""
-        if self._files is not None:
-            self._files.close()
         for worker in self._workers:
             worker.stop()
 
     def map(self, chunks: Iterable[list[Task]]) -> Iterator[list[Outcome]]:
         """Yield the outcomes of each chunk in order, at most `_AHEAD` chunks a process ahead of the caller."""
-        if self._files is not None:
+        if not self._workers:
+            reader = self._setup.open()
             for chunk in chunks:
-                yield [_decode_one(self._files, task, self._size, self._limits) for task in chunk]
+                yield [decode_at(reader, task, self._setup) for task in self._located(chunk)]
             return
-        source = iter(chunks)
         order: deque[_Worker] = deque()
-        for turn, chunk in enumerate(source):
+        for turn, chunk in enumerate(chunks):
             worker = self._workers[turn % len(self._workers)]
-            worker.send(chunk)
+            worker.send(self._located(chunk))
             order.append(worker)
             if len(order) >= _AHEAD * len(self._workers):
                 yield order.popleft().receive()
         while order:
             yield order.popleft().receive()
 
+    def _located(self, chunk: list[Task]) -> list[Located]:
+        return [(path, crop, self._files.locate(path)) for path, crop in chunk]
+
 
 class _Worker:
     """One decoding process and the chunks that it still owes."""
 
-    def __init__(self, root: Path, size: int, limits: Limits) -> None:
-        self._arguments = (root, size, limits)
-        self._owed: deque[list[Task]] = deque()
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._owed: deque[list[Located]] = deque()
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True, name="decode")
-        self._process.start()
-        theirs.close()
+        """Start a bare interpreter: it imports the decoder and not, as multiprocessing would, this program's main."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "annotator.ingest.decode_worker", str(theirs.fileno())]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+        self._pipe = Connection(ours.detach())
+        with suppress(OSError):
+            self._pipe.send(self._setup)
 
-    def send(self, chunk: list[Task]) -> None:
+    def send(self, chunk: list[Located]) -> None:
         self._owed.append(chunk)
         with suppress(OSError):  # a dead process is noticed, and its chunks done again, by `receive`
             self._pipe.send(chunk)
@@ -120,21 +122,5 @@ class _Worker:
 
     def stop(self) -> None:
         self._pipe.close()
-        self._process.terminate()
-        self._process.join()
-
-
-def _serve(pipe: Connection, root: Path, size: int, limits: Limits) -> None:
-    """Decode chunks until the parent closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.nice(_NICE)  # people's clicks come before an import
-    files = open_files(root)
-    with suppress(EOFError, OSError):
-        while True:
-            pipe.send([_decode_one(files, task, size, limits) for task in pipe.recv()])
-
-
-def _decode_one(files: SourceFiles, task: Task, size: int, limits: Limits) -> Outcome:
-    path, crop = task
-    data = files.read(path, limits.max_bytes)
-    return data if isinstance(data, Quarantine) else decode(data, path, size, limits, crop)
+        self.process.kill()
+        self.process.wait()

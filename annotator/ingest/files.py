@@ -2,18 +2,14 @@
 
 import os
 import stat
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Literal
 
-from annotator.errors import ImportSourceError
 from annotator.ingest.decode import Quarantine
 
 MAX_PATH = 1024
-_UNPACKING = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError)
 _IGNORED_NAMES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 
 
@@ -23,38 +19,6 @@ class Stamp:
 
     file_bytes: int
     file_stamp: int
-
-
-class SourceFiles(Protocol):
-    """The files under one root. Paths are relative, with forward slashes."""
-
-    root: Path
-    kind: Literal["folder", "zip"]
-
-    def walk(self, under: str = "") -> Iterator[str]:
-        """Yield the path of every file below the folder `under`, sorted, hidden ones left out."""
-
-    def folders(self, under: str = "") -> list[str]:
-        """Return the names of the folders directly in `under`, sorted, hidden ones left out."""
-
-    def exists(self, path: str) -> bool:
-        """Tell whether `path` is a regular file of the source."""
-
-    def stamp(self, path: str) -> Stamp | Quarantine:
-        """Return the file's stamp, or why it cannot be had."""
-
-    def open(self, path: str) -> IO[bytes] | Quarantine:
-        """Open the file for reading, or say why not."""
-
-    def read(self, path: str, max_bytes: int) -> bytes | Quarantine:
-        """Return the file's bytes, or why not; never more than `max_bytes` are read."""
-
-    @property
-    def problems(self) -> list[str]:
-        """What `walk` could not read, one line each."""
-
-    def close(self) -> None:
-        """Release the file handles."""
 
 
 def unsafe(path: str) -> str | None:
@@ -81,28 +45,6 @@ def unsafe(path: str) -> str | None:
 def storable(path: str) -> str:
     """Return `path` in a form that any database can keep: undecodable bytes and NUL escaped, cut to `MAX_PATH`."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")[:MAX_PATH]
-
-
-def open_files(root: Path) -> SourceFiles:
-    """Open a folder or a zip.
-
-    Raises:
-        ImportSourceError: it does not exist, cannot be read, or is neither.
-    """
-    if not root.exists():
-        raise ImportSourceError(f"{root} does not exist")
-    if root.is_dir():
-        if not os.access(root, os.R_OK | os.X_OK):
-            raise ImportSourceError(f"{root} cannot be read: permission denied")
-        return FolderFiles(root)
-    if not root.is_file():
-        raise ImportSourceError(f"{root} is neither a folder nor a file")
-    try:
-        return ZipFiles(root)
-    except PermissionError as error:
-        raise ImportSourceError(f"{root} cannot be read: permission denied") from error
-    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
-        raise ImportSourceError(f"{root} is neither a folder nor a readable zip file: {error}") from error
 
 
 class FolderFiles:
@@ -193,89 +135,26 @@ class FolderFiles:
         with file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
-                return Quarantine(_too_big(size, max_bytes))
+                return Quarantine(too_big(size, max_bytes))
             try:
                 return file.read(max_bytes + 1)
             except OSError as error:
                 return _unreadable(error)
 
+    def locate(self, path: str) -> bytes:
+        """Return nothing: the path is enough."""
+        return b""
+
+    def read_at(self, path: str, place: bytes, max_bytes: int) -> bytes | Quarantine:
+        """Return the file's bytes, or why not."""
+        return self.read(path, max_bytes)
+
     def close(self) -> None:
         """Do nothing: no handle stays open."""
 
 
-class ZipFiles:
-    """Files of a zip archive, read in place."""
-
-    kind: Literal["folder", "zip"] = "zip"
-
-    def __init__(self, path: Path) -> None:
-        self.root = path.resolve()
-        self._zip = zipfile.ZipFile(path)
-        self._entries = {i.filename: i for i in self._zip.infolist() if not i.is_dir()}
-        self._listed = sorted(name for name in self._entries if not _hidden(name))
-
-    @property
-    def problems(self) -> list[str]:
-        """Nothing: a zip is listed as a whole or not at all."""
-        return []
-
-    def walk(self, under: str = "") -> Iterator[str]:
-        """Yield the path of every file below `under`, sorted."""
-        prefix = f"{under}/" if under else ""
-        yield from (name for name in self._listed if name.startswith(prefix))
-
-    def folders(self, under: str = "") -> list[str]:
-        """Return the names of the folders directly in `under`, sorted."""
-        start = len(under) + 1 if under else 0
-        parted = (path[start:].partition("/") for path in self.walk(under))
-        return sorted({name for name, slash, _ in parted if slash and name not in ("", "..")})
-
-    def exists(self, path: str) -> bool:
-        """Tell whether `path` is an entry."""
-        return path in self._entries
-
-    def stamp(self, path: str) -> Stamp | Quarantine:
-        """Return size and CRC from the directory of the zip."""
-        reason = unsafe(path)
-        if reason is not None:
-            return Quarantine(reason)
-        entry = self._entries.get(path)
-        if entry is None:
-            return Quarantine("the image is missing")
-        return Stamp(entry.file_size, entry.CRC)
-
-    def open(self, path: str) -> IO[bytes] | Quarantine:
-        """Open the entry for reading, or say why not."""
-        found = self.stamp(path)
-        if isinstance(found, Quarantine):
-            return found
-        try:
-            return self._zip.open(self._entries[path])
-        except _UNPACKING as error:
-            return _damaged(error)
-
-    def read(self, path: str, max_bytes: int) -> bytes | Quarantine:
-        """Return the entry's bytes; an entry that claims to hold more than `max_bytes` is not unpacked."""
-        found = self.stamp(path)
-        if isinstance(found, Quarantine):
-            return found
-        if found.file_bytes > max_bytes:
-            return Quarantine(_too_big(found.file_bytes, max_bytes))
-        file = self.open(path)
-        if isinstance(file, Quarantine):
-            return file
-        try:
-            with file:
-                return file.read(max_bytes + 1)
-        except _UNPACKING as error:
-            return _damaged(error)
-
-    def close(self) -> None:
-        """Close the archive."""
-        self._zip.close()
-
-
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Tell whether a file of that path is left out of listings."""
     parts = name.split("/")
     return any(p in _IGNORED_NAMES or (p.startswith(".") and p != "..") for p in parts)
 
@@ -286,9 +165,6 @@ def _unreadable(error: OSError) -> Quarantine:
     return Quarantine(f"the file cannot be read: {error.strerror or error}")
 
 
-def _damaged(error: Exception) -> Quarantine:
-    return Quarantine(f"the zip entry cannot be unpacked: {(str(error) or 'damaged').splitlines()[0][:200]}")
-
-
-def _too_big(size: int, limit: int) -> str:
+def too_big(size: int, limit: int) -> str:
+    """Return the reason for refusing a file of `size` bytes."""
     return f"the file has {size} bytes; the limit is {limit}"

@@ -19,10 +19,12 @@ from annotator.ingest.cache import (
 )
 from annotator.ingest.datasets import open_dataset
 from annotator.ingest.decode import Decoded, Quarantine
-from annotator.ingest.decode_pool import DecodePool, Outcome, Task, chunk_size
-from annotator.ingest.files import SourceFiles, Stamp, storable, unsafe
+from annotator.ingest.decode_pool import DecodePool, chunk_size
+from annotator.ingest.decode_worker import Outcome, Task
+from annotator.ingest.files import Stamp, storable, unsafe
 from annotator.ingest.report import ImportReport
 from annotator.ingest.samples import ClassNames, Layout, Sample
+from annotator.ingest.sources import SourceFiles
 from annotator.records import ImageRecord, NewImage
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -118,7 +120,7 @@ class _Import:
         waiting: deque[list[_Found]] = deque()
         chunks = self._chunks(self._to_look_at(limit), chunk_size(size), waiting)
         try:
-            with DecodePool(self._files.root, size, limits_of(self._workspace), workers_for(total)) as pool:
+            with DecodePool(self._files, size, limits_of(self._workspace), workers_for(total)) as pool:
                 for outcomes in pool.map(chunks):
                     self._take(waiting.popleft(), iter(outcomes), batches)
                     self._ticker.tick(self.report.samples + self.report.repeated_rows, total)

@@ -3,15 +3,13 @@
 import csv
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from annotator.errors import ImportSourceError, TaxonomyError
 from annotator.ingest.decode import Box, Quarantine
-from annotator.ingest.files import SourceFiles
+from annotator.ingest.sources import SourceFiles
 from annotator.records import Split
 from annotator.taxonomy import BUILTIN, Taxonomy
 
@@ -195,7 +193,7 @@ def read_lines(files: SourceFiles, path: str) -> Iterator[str]:
                 yield line
         except UnicodeDecodeError as error:
             raise ImportSourceError(f"{files.root}: {path} is not UTF-8 text: {error}") from error
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except OSError as error:
             raise ImportSourceError(f"{files.root}: {path} cannot be read: {error}") from error
 
 

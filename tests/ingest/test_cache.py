@@ -14,6 +14,7 @@ from annotator.ingest.cache import GONE, PixelCacheWriter, cache_folder, cache_l
 from annotator.ingest.decode import Limits
 from annotator.ingest.decode_pool import DecodePool
 from annotator.ingest.importer import run_import
+from annotator.ingest.sources import open_files
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from tests.ingest import builders
@@ -110,8 +111,7 @@ def test_shards_hold_consecutive_rows_and_every_face_once(
     tmp_path_factory: pytest.TempPathFactory, rows: set[int], capacity: int
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
-    writer = PixelCacheWriter(folder, 4)
-    writer._capacity = capacity
+    writer = PixelCacheWriter(folder, 4, capacity)
     for row in sorted(rows):
         writer.add(row, np.full((4, 4, 3), row, np.uint8))
     writer.flush()
@@ -128,12 +128,12 @@ def test_a_pool_survives_the_death_of_a_worker_and_keeps_the_order(tmp_path: Pat
     for number in range(40):
         builders.write_picture(tmp_path / f"{number}.png", number, side=16)
     chunks = [[(f"{n}.png", None) for n in range(start, start + 4)] for start in range(0, 40, 4)]
-    with DecodePool(tmp_path, 16, Limits(10_000, 10_000, 8), workers=2) as pool:
+    with DecodePool(open_files(tmp_path), 16, Limits(10_000, 10_000, 8), workers=2) as pool:
         outcomes = []
         for turn, chunk in enumerate(pool.map(chunks)):
             outcomes += chunk
             if turn == 2:
-                pool._workers[1]._process.kill()
+                pool._workers[1].process.kill()
     for number, outcome in enumerate(outcomes):
         assert np.array_equal(outcome.pixels, np.asarray(builders.picture(number, 16)))
     assert len(outcomes) == 40

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from annotator.errors import ImportSourceError
 from annotator.ingest.decode import Quarantine
-from annotator.ingest.files import FolderFiles, Stamp, ZipFiles, open_files, storable, unsafe
+from annotator.ingest.files import FolderFiles, Stamp, storable, unsafe
+from annotator.ingest.sources import open_files
+from annotator.ingest.zip_files import ZipFiles
 
 SECRET = b"not for import"
 

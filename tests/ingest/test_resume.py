@@ -61,17 +61,12 @@ def content(workspace: Workspace) -> list[tuple[object, ...]]:
     ]
 
 
-def rows_stored(workspace: Workspace) -> int:
-    with LabelStore.open(workspace) as store:
-        return len(store.images.table().rows)
-
-
-def kill_when(workspace: Workspace, source: Path, at_least: int) -> int:
+def kill_when(workspace: Workspace, store: LabelStore, source: Path, at_least: int) -> int:
     """Start an import, kill it with SIGKILL once it has stored `at_least` rows; return how many it had stored."""
     process = multiprocessing.get_context("spawn").Process(target=_import, args=(workspace.root, source))
     process.start()
     deadline = time.monotonic() + 120
-    while rows_stored(workspace) < at_least and process.is_alive():
+    while len(store.images.table().rows) < at_least and process.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.005)
     workers = psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []
@@ -80,7 +75,7 @@ def kill_when(workspace: Workspace, source: Path, at_least: int) -> int:
     gone, left = psutil.wait_procs(workers, timeout=20)
     assert not left, "decoding processes outlived the import"
     assert len(gone) == len(workers)
-    return rows_stored(workspace)
+    return len(store.images.table().rows)
 
 
 def test_a_killed_import_resumes_to_the_same_result(tmp_path: Path) -> None:
@@ -93,11 +88,11 @@ def test_a_killed_import_resumes_to_the_same_result(tmp_path: Path) -> None:
 
     torn = make_workspace(tmp_path / "torn")
     interrupted = 0
-    for at_least in (1, COUNT // 3, COUNT * 2 // 3):
-        stored = kill_when(torn, source, at_least)
-        interrupted += 0 < stored < COUNT
-    assert interrupted >= 2, "the import was too quick to be killed under way"
     with LabelStore.open(torn) as store:
+        for at_least in (1, COUNT // 3, COUNT * 2 // 3):
+            stored = kill_when(torn, store, source, at_least)
+            interrupted += 0 < stored < COUNT
+        assert interrupted >= 2, "the import was too quick to be killed under way"
         last = run_import(torn, store, source, "manifest")
         assert last.samples == COUNT
         assert last.rebuilt > 0

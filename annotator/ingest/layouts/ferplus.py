@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 from annotator.errors import ImportSourceError
-from annotator.ingest.files import SourceFiles
 from annotator.ingest.samples import (
     ClassNames,
     Findings,
@@ -14,6 +13,7 @@ from annotator.ingest.samples import (
     read_csv,
     whole_number,
 )
+from annotator.ingest.sources import SourceFiles
 from annotator.taxonomy import FERPLUS
 
 LIST = "fer2013new.csv"

@@ -5,8 +5,8 @@ from pathlib import PurePosixPath
 
 from annotator.errors import ImportSourceError, TaxonomyError
 from annotator.ingest.decode import EXTENSIONS, UNSUPPORTED_EXTENSIONS
-from annotator.ingest.files import SourceFiles
 from annotator.ingest.samples import ClassNames, Findings, Sample, find_split
+from annotator.ingest.sources import SourceFiles
 from annotator.records import Split
 
 _IMAGE_EXTENSIONS = frozenset(EXTENSIONS) | UNSUPPORTED_EXTENSIONS

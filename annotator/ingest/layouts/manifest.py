@@ -10,7 +10,6 @@ from typing import Any
 
 from annotator.errors import ImportSourceError
 from annotator.ingest.decode import Box
-from annotator.ingest.files import SourceFiles
 from annotator.ingest.samples import (
     KNOWN_SLUGS,
     UNUSABLE,
@@ -23,6 +22,7 @@ from annotator.ingest.samples import (
     split_of,
     whole_number,
 )
+from annotator.ingest.sources import SourceFiles
 
 _COLUMNS = ("path", "label", "split", "subject_id", "crop", "votes")
 

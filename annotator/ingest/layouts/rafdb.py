@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from annotator.errors import ImportSourceError
-from annotator.ingest.files import SourceFiles
 from annotator.ingest.samples import ClassNames, Findings, Sample, read_lines
+from annotator.ingest.sources import SourceFiles
 from annotator.records import Split
 from annotator.taxonomy import RAFDB
 
