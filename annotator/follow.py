@@ -87,6 +87,10 @@ class QueueFollower:
             self._queue.follow(deeds, None if len(deeds) == _PAGE else last)
 
     def _read_new_rows(self) -> None:
+        if self._queue.states_stale:
+            # Something was erased or quarantined by another process: look at everything, once.
+            table = self._store.images.table()
+            self._queue.refresh_states(table, self._store.activity.labeled_by_import())
         since = self._queue.size
         table = self._store.images.table(since)
         if len(table.rows):

@@ -44,6 +44,17 @@ class KnownPool:
             fresh = fresh[~np.isin(fresh, np.array(labeled, dtype=np.int64))]
         self.askable = np.concatenate([self.askable, fresh])
 
+    def refresh(self, table: PoolTable, labeled: list[int]) -> None:
+        """Learn everything anew: which rows are usable, which stand for their groups. `table` holds every sample."""
+        size = self.size
+        self.askable = self.askable[:0]
+        self._group_of, self.gone = self._group_of[:0], self.gone[:0]
+        self.num_representatives = 0
+        self.extend(table, labeled)
+        if self.size < size:
+            raise ValueError(f"a table up to row {self.size} cannot replace one up to row {size}")
+        self.gone[table.rows] = (table.split != _POOL) | (table.state != _ACTIVE)
+
     def group(self, row: int) -> int:
         """Return the representative row of a row's group.
 

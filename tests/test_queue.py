@@ -271,6 +271,14 @@ def test_a_quarantined_face_leaves_the_queue(desk: Desk) -> None:
     assert [item.lease.row for item in items] == desk.rows[1:4]
 
 
+def test_many_faces_that_became_unusable_leave_the_queue_together(desk: Desk, wait_for: Callable[..., None]) -> None:
+    alice = desk.person("alice")
+    for row in desk.rows[:10]:
+        desk.store.images.quarantine(row, "broken after all")
+    assert [item.lease.row for item in desk.take(alice)] == [desk.rows[10]]
+    wait_for(lambda: desk.queue.status().remaining == 2)
+
+
 def test_what_other_processes_write_is_followed(desk: Desk, wait_for: Callable[..., None]) -> None:
     alice, bob = desk.person("alice"), desk.person("bob")
     images = desk.store.images.by_rows(desk.rows[:2])

@@ -62,7 +62,10 @@ class Person(threading.Thread):
         due = time.perf_counter() + self._random.random()
         while due < self._until:
             time.sleep(max(0.0, due - time.perf_counter()))
-            item = self._timed(self.next_ms, "GET", "/api/v1/next?n=1")["items"][0]
+            handout = self._timed(self.next_ms, "GET", "/api/v1/next?n=1")
+            if not handout["items"]:
+                raise RuntimeError(f"no face: {handout['message']}")
+            item = handout["items"][0]
             self._timed(self.image_ms, "GET", item["image_url"])
             time.sleep(self._random.uniform(0.1, 0.4))
             body = {
@@ -90,9 +93,9 @@ class Person(threading.Thread):
 
 
 def make_workspace(folder: Path, faces: int) -> Workspace:
-    """Register `faces` noise images; the first 2,000 are real files."""
+    """Register `faces` noise images; at most 5,000 are real files, more make sense without the import only."""
     workspace = Workspace.create(folder / "ws", taxonomy.FERPLUS)
-    noise(folder / "pool", min(faces, 2_000))
+    noise(folder / "pool", min(faces, 5_000))
     with LabelStore.open(workspace) as store:
         source = store.images.register_source(str(folder / "pool"), "folder", "folder")
         for start in range(0, faces, 5_000):
@@ -105,7 +108,7 @@ def make_workspace(folder: Path, faces: int) -> Workspace:
 def noise(folder: Path, count: int) -> None:
     """Draw `count` noise faces."""
     folder.mkdir()
-    rng = np.random.default_rng(len(folder.name))
+    rng = np.random.default_rng(list(folder.name.encode()))
     for n in range(count):
         Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(folder / f"{n}.png")
 
