@@ -93,9 +93,12 @@ class Person(threading.Thread):
 
 
 def make_workspace(folder: Path, faces: int) -> Workspace:
-    """Register `faces` noise images; at most 5,000 are real files, more make sense without the import only."""
+    """Import `faces` noise images; of more than 20,000 only rows are made, which makes no sense for an import."""
     workspace = Workspace.create(folder / "ws", taxonomy.FERPLUS)
-    noise(folder / "pool", min(faces, 5_000))
+    noise(folder / "pool", min(faces, 20_000))
+    if faces <= 20_000:
+        subprocess.run(import_command(workspace, folder / "pool"), check=True, stdout=subprocess.DEVNULL)
+        return workspace
     with LabelStore.open(workspace) as store:
         source = store.images.register_source(str(folder / "pool"), "folder", "folder")
         for start in range(0, faces, 5_000):
@@ -103,6 +106,11 @@ def make_workspace(folder: Path, faces: int) -> Workspace:
             new = [NewImage(f"{n}.png", "pool", "active", f"{n:064x}", 7000, 0, 48, 48, "image/png") for n in names]
             store.images.add(source, new, "none")
     return workspace
+
+
+def import_command(workspace: Workspace, folder: Path) -> list[str]:
+    """Return the command that imports a folder."""
+    return [sys.executable, "-m", "annotator", "import", str(workspace.root), str(folder), "--format", "folder"]
 
 
 def noise(folder: Path, count: int) -> None:
@@ -174,9 +182,10 @@ def import_load(workspace: Workspace) -> Iterator[None]:
             target = folder / f"copy-{round_number}"
             shutil.copytree(folder / "more", target)
             child = subprocess.Popen(
-                [sys.executable, "-m", "annotator", "import", str(workspace.root), str(target), "--format", "folder"],
+                import_command(workspace, target),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                start_new_session=True,  # people import in a terminal of its own
             )
             while child.poll() is None:
                 if stopping.wait(0.1):
