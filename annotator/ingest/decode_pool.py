@@ -13,8 +13,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Self
 
+from annotator.errors import WorkspaceError
 from annotator.ingest.decode import Limits, Quarantine
-from annotator.ingest.decode_worker import Located, Outcome, Setup, Task, decode_at
+from annotator.ingest.decode_worker import READY, Located, Outcome, Setup, Task, decode_at
 from annotator.ingest.sources import SourceFiles
 
 MAX_CHUNK = 64
@@ -48,7 +49,11 @@ class DecodePool:
             worker.stop()
 
     def map(self, chunks: Iterable[list[Task]]) -> Iterator[list[Outcome]]:
-        """Yield the outcomes of each chunk in order, at most `_AHEAD` chunks a process ahead of the caller."""
+        """Yield the outcomes of each chunk in order, at most `_AHEAD` chunks a process ahead of the caller.
+
+        Raises:
+            WorkspaceError: a process could not be started.
+        """
         if not self._workers:
             reader = self._setup.open()
             for chunk in chunks:
@@ -84,6 +89,7 @@ class _Worker:
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
         self._pipe = Connection(ours.detach())
+        self._ready = False
         with suppress(OSError):
             self._pipe.send(self._setup)
 
@@ -93,6 +99,7 @@ class _Worker:
             self._pipe.send(chunk)
 
     def receive(self) -> list[Outcome]:
+        self._await_ready()
         try:
             outcomes: list[Outcome] = self._pipe.recv()
         except (EOFError, OSError):
@@ -105,6 +112,7 @@ class _Worker:
         outcomes: list[Outcome] = []
         self._restart()
         for task in self._owed.popleft():
+            self._await_ready()
             try:
                 self._pipe.send([task])
                 outcomes += self._pipe.recv()
@@ -115,6 +123,18 @@ class _Worker:
             with suppress(OSError):
                 self._pipe.send(chunk)
         return outcomes
+
+    def _await_ready(self) -> None:
+        if self._ready:
+            return
+        try:
+            self._ready = self._pipe.recv() == READY
+        except (EOFError, OSError) as error:
+            code = self.process.wait()
+            raise WorkspaceError(
+                f"a decoding process for {self._setup.root} did not start (exit code {code}); nothing was decided "
+                "about its images, run the import again"
+            ) from error
 
     def _restart(self) -> None:
         self.stop()

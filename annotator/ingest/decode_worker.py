@@ -18,6 +18,8 @@ Located = tuple[str, Box | None, bytes]
 """A task with the place of its file, from `SourceFiles.locate`."""
 Outcome = Decoded | Quarantine
 _NICE = 10
+READY = "ready"
+"""The first message of a process: before it no file has been touched, so no file can be why it does not come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ def serve(pipe: Connection) -> None:
     with suppress(EOFError, OSError):
         setup: Setup = pipe.recv()
         reader = setup.open()
+        pipe.send(READY)
         while True:
             pipe.send([decode_at(reader, task, setup) for task in pipe.recv()])
 

@@ -309,7 +309,7 @@ class FaceDrawing:
     def _hair_behind(self) -> None:
         if self.person.hair_style in (1, 3):
             wide = self.person.width
-            shape = np.concatenate([_ellipse(0, -0.2, wide * 1.22, 1.0), _box(-wide * 1.2, -0.2, wide * 1.2, 1.15)])
+            shape = np.concatenate([_ellipse(0, -0.2, wide * 1.22, 1.0), _box(-wide * 1.2, -0.2, wide * 1.2, 1.9)])
             self.pen.polygon(self.head.flat(shape[:24]), fill=scaled(self.person.hair, 0.8))
             self.pen.polygon(self.head.flat(shape[24:]), fill=scaled(self.person.hair, 0.8))
 

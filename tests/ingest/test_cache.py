@@ -1,5 +1,6 @@
 """The pixel cache: complete for every row, whatever was lost, and at any size."""
 
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from annotator.errors import ImportSourceError
+from annotator.errors import ImportSourceError, WorkspaceError
 from annotator.ingest.cache import GONE, PixelCacheWriter, cache_folder, cache_lock, ensure_cache, shards
 from annotator.ingest.decode import Limits
 from annotator.ingest.decode_pool import DecodePool
@@ -137,3 +138,16 @@ def test_a_pool_survives_the_death_of_a_worker_and_keeps_the_order(tmp_path: Pat
     for number, outcome in enumerate(outcomes):
         assert np.array_equal(outcome.pixels, np.asarray(builders.picture(number, 16)))
     assert len(outcomes) == 40
+
+
+def test_a_process_that_cannot_start_is_an_error_and_no_verdict_on_images(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("a.png", builders.encoded(builders.picture(1)))
+    files = open_files(archive)
+    archive.unlink()
+    with (
+        DecodePool(files, 16, Limits(10_000, 10_000, 8), workers=1) as pool,
+        pytest.raises(WorkspaceError, match="did not start"),
+    ):
+        list(pool.map([[("a.png", None)]]))
