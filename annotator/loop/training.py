@@ -27,6 +27,8 @@ GRACE_SECONDS = 10.0
 MAX_DEATHS = 3
 """A round whose process is killed is gone on with this often before it counts as failed."""
 LOG_LINES = 12
+NICE = 19
+"""Of the training process: whatever the page and the order need comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class RoundRunner:
         assert self._run is not None
         self._child = start_child(
             ["-m", "learner", "round", str(self._run)],
-            nice=19,
+            nice=NICE,
             threads=self._workspace.settings.learner.threads,
             log=self._run / "log.txt",
         )
