@@ -168,18 +168,25 @@ POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def blend(x: Tensor, names: list[str], factor: Tensor) -> Tensor:
     """Move towards black, gray, the mean gray or a smoothed image: `factor` (B,) is the share of the original."""
     image = x.float()
-    gray = (image * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     base = torch.zeros_like(image)
-    for name in sorted(set(names)):
-        where = torch.tensor([n == name for n in names], device=x.device)[:, None, None, None]
-        if name == "Color":
-            base = torch.where(where, gray, base)
-        elif name == "Contrast":
-            base = torch.where(where, gray.mean(dim=(2, 3), keepdim=True).round(), base)
-        elif name == "Sharpness":
-            base = torch.where(where, smooth(image), base)
+    for name, towards in (("Color", gray), ("Contrast", mean_gray), ("Sharpness", smooth)):
+        members = [index for index, other in enumerate(names) if other == name]
+        if members:
+            where = torch.tensor(members, device=x.device)
+            base[where] = towards(image[where])
     share = factor[:, None, None, None]
     return (image * share + base * (1 - share)).clamp(0, 255).to(torch.uint8)
+
+
+def gray(image: Tensor) -> Tensor:
+    """Return the luminance of (B,3,H,W) in every channel."""
+    red, green, blue = image.unbind(dim=1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None].expand_as(image)
+
+
+def mean_gray(image: Tensor) -> Tensor:
+    """Return the rounded mean luminance of every image, (B,3,H,W)."""
+    return gray(image).mean(dim=(2, 3), keepdim=True).round().expand_as(image)
 
 
 def smooth(image: Tensor) -> Tensor:
