@@ -22,7 +22,7 @@ check: $(VENV)/.installed-dev ## style, types, import rules
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev ## every benchmark; takes a while
-	for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python -m tests.benchmarks.$$(basename $$script .py) || exit 1; done
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
