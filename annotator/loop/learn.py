@@ -34,6 +34,7 @@ JOBS_SECONDS = 1.0
 GROWTH_SECONDS = 4.0
 """While faces are imported, the order is made anew this often; an answer does so at once."""
 QUIET_SECONDS = 2.5
+RETRY_SECONDS = 5.0
 FIRST_BACKOFF_SECONDS = 60.0
 MAX_BACKOFF_SECONDS = 1800.0
 
@@ -106,7 +107,14 @@ class Learner:
         due = (self._stale and since > self._refresh_seconds) or (self._grown and since > GROWTH_SECONDS)
         if not due or not len(self.pool.rows):
             return False
-        self.refresh()
+        try:
+            self.refresh()
+        except (OSError, AnnotatorError) as error:
+            # A full disk, say: the last order goes on serving.
+            log.warning("no new order: %s", error)
+            self.report.message = f"no new order: {error}"
+            self._stale, self._refreshed_at, self._refresh_seconds = True, time.monotonic(), RETRY_SECONDS
+            return False
         return True
 
     def refresh(self) -> Generation:
