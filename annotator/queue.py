@@ -164,6 +164,11 @@ class FaceQueue(QueueState):
         self._writer.open_leases([lease]).result(WRITE_SECONDS)
         return Item(lease, self._store.images.by_id(undone.image_id), _PLAIN, None)
 
+    def is_blind(self, user: User, group: int) -> bool:
+        """Tell whether the user holds this face blind: then nothing may hint at an answer, its neighbours neither."""
+        with self._lock:
+            return any(lease.blind and lease.row == group for lease in self._holdings.of_user(user.id))
+
     def status(self) -> QueueStatus:
         """Return how the faces are ordered now."""
         order = self._order

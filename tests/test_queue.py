@@ -161,9 +161,11 @@ def test_blind_faces_suggest_nothing(desk: Desk) -> None:
     assert item.lease.candidates == ()
     assert item.question == "Which expression?"
     assert "fear" not in item.lease.reason.lower()
+    assert desk.queue.is_blind(alice, item.lease.row)
     annotation = desk.answer(alice, item)
     assert annotation.blind
     assert annotation.suggestions == ()
+    assert not desk.queue.is_blind(alice, item.lease.row)
     assert desk.store.images.table().reserved.sum() == 1
 
 

@@ -48,6 +48,11 @@ def pixels(image_id: str, request: Request, user: UserDep, services: ServicesDep
 
 @router.get("/images/{image_id}/neighbours", response_model=NeighboursReply)
 def neighbours(image_id: str, user: UserDep, services: ServicesDep) -> JSONResponse:
-    """Return the nearest labeled faces and the prototypes of the classes; never the face itself or its copies."""
+    """Return the nearest labeled faces and the prototypes of the classes; never the face itself or its copies.
+
+    Nothing is returned for a face that one is to answer blind.
+    """
     record = services.store.images.by_id(image_id)
+    if services.queue.is_blind(user, record.group):
+        return JSONResponse({"neighbours": [], "prototypes": []})
     return JSONResponse(services.neighbours.of(record))
