@@ -68,14 +68,16 @@ def open_files(root: Path) -> SourceFiles:
     if not root.exists():
         raise ImportSourceError(f"{root} does not exist")
     if root.is_dir():
-        if not os.access(root, os.R_OK | os.X_OK):
-            raise ImportSourceError(f"{root} cannot be read: permission denied")
+        try:
+            os.scandir(root).close()
+        except OSError as error:
+            raise ImportSourceError(f"{root} cannot be read: {error.strerror or error}") from error
         return FolderFiles(root)
     if not root.is_file():
         raise ImportSourceError(f"{root} is neither a folder nor a file")
     try:
         return ZipFiles(root)
     except PermissionError as error:
-        raise ImportSourceError(f"{root} cannot be read: permission denied") from error
+        raise ImportSourceError(f"{root} cannot be read: {error.strerror}") from error
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
         raise ImportSourceError(f"{root} is neither a folder nor a readable zip file: {error}") from error

@@ -1,8 +1,11 @@
 """Nothing outside of a source is read, whatever its names, links and entries say."""
 
 import os
+import shutil
 import stat
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from annotator.ingest.decode import Quarantine
 from annotator.ingest.files import FolderFiles, Stamp, storable, unsafe
 from annotator.ingest.sources import open_files
 from annotator.ingest.zip_files import ZipFiles
+from tests.ingest import builders
 
 SECRET = b"not for import"
 
@@ -197,3 +201,34 @@ def test_what_is_stored_of_a_path_fits_any_database(path: str) -> None:
     assert len(kept) <= 1024
     if unsafe(path) is None:
         assert kept == path
+
+
+@pytest.fixture
+def powerless() -> Iterator[Path]:
+    """Make a folder that everyone may enter and, where the tests run as root, give root's rights up meanwhile."""
+    folder = Path(tempfile.mkdtemp(prefix="annotator-files-"))
+    folder.chmod(0o755)
+    (folder / "locked").mkdir()
+    builders.write_picture(folder / "locked" / "a.png", 1)
+    builders.write_picture(folder / "closed.png", 2).chmod(0)
+    builders.write_picture(folder / "open.png", 3)
+    (folder / "locked").chmod(0)
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    yield folder
+    if was == 0:
+        os.seteuid(0)
+    (folder / "locked").chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_unreadable_files_and_folders_are_told_and_the_rest_goes_on(powerless: Path) -> None:
+    files = open_files(powerless)
+    assert list(files.walk()) == ["closed.png", "open.png"]
+    assert files.problems == ["locked: Permission denied"]
+    assert reason(files.read("closed.png", 10_000)) == "the file cannot be read: Permission denied"
+    assert reason(files.read("locked/a.png", 10_000)) == "the file cannot be read: Permission denied"
+    assert isinstance(files.read("open.png", 10_000), bytes)
+    with pytest.raises(ImportSourceError, match="Permission denied"):
+        open_files(powerless / "locked")
