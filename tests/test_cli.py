@@ -91,7 +91,7 @@ def test_accounts_are_added_listed_disabled_and_reset(study: Path) -> None:
         (["import", "{study}", ".", "--format", "tarot"], "tarot"),
         (["export", "{study}", "/nonexistent/labels.csv"], "/nonexistent"),
         (["users", "disable", "{study}", "nobody"], "nobody"),
-        (["users", "add", "{study}", "x" * 200], "64 characters"),
+        (["users", "add", "{study}", "x" * 200], "120 characters"),
         (["retrain", "{study}", "--every", "soon"], "soon"),
         (["retrain", "{study}", "--method", "magic"], "magic"),
         (["evaluate", "{study}", "--split", "train"], "train"),

@@ -14,6 +14,7 @@ from annotator.settings import Workspace
 class ImportFormat(StrEnum):
     """Layouts that `annotator import` reads."""
 
+    auto = "auto"
     folder = "folder"
     manifest = "manifest"
     ferplus = "ferplus"
@@ -70,7 +71,7 @@ def init(
 def import_(
     ws: WorkspaceArg,
     source: Annotated[Path, typer.Argument(help="A folder, a zip, or a manifest (CSV or JSONL).")],
-    format: Annotated[ImportFormat, typer.Option(help="The layout of the source.")] = ImportFormat.folder,
+    format: Annotated[ImportFormat, typer.Option(help="The layout of the source; auto recognises it.")] = ImportFormat.auto,
     labels_as: Annotated[
         LabelsAs,
         typer.Option(
