@@ -73,7 +73,7 @@ def desk_markup(taxonomy: Taxonomy, project: str) -> str:
     <form class="desk-flag" hidden>
       <label for="desk-note">What should a reviewer know?</label>
       <input id="desk-note" data-testid="flag-note" maxlength="500" autocomplete="off">
-      <button type="submit" data-testid="flag-send">Send and go on <kbd>Enter</kbd></button>
+      <button type="submit" data-testid="flag-send">Send <kbd>Enter</kbd></button>
       <button type="button" data-action="cancel">Cancel <kbd>Esc</kbd></button>
     </form>
     <div class="desk-day">

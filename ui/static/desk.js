@@ -18,6 +18,7 @@ const SEEN_MS = 50;
 const STALE_MS = 1500;
 const NEIGHBOURS_AFTER_MS = 350;
 const UNDO_DEPTH = 50;
+const PATIENCE_MS = 300; // the last face stays this long while the next one is on its way
 
 function afterPaint(callback) {
   requestAnimationFrame(() => {
@@ -111,40 +112,41 @@ class Desk {
 
   #fillStage() {
     if (this.current) return;
+    clearTimeout(this.emptyTimer);
     const face = this.shelf.take();
-    if (face) {
-      this.#show(face);
-      return;
-    }
-    const { problem, message } = this.shelf;
+    if (face) return this.#show(face);
+    const { problem, message, busy } = this.shelf;
     if (problem?.status === 401) this.view.showEmpty("Please sign in again to go on.");
     else if (problem) this.view.showEmpty("The server cannot be reached. Your answers are kept; this goes on by itself.");
-    else if (!this.shelf.busy) this.view.showEmpty(message || "Nothing to label just now. New faces appear here by themselves.");
+    else if (!busy) this.view.showEmpty(message || "Nothing to label just now. New faces appear here by themselves.");
+    else this.emptyTimer = setTimeout(() => this.view.showEmpty("Fetching the next face."), PATIENCE_MS);
   }
 
   #show(face) {
+    clearTimeout(this.emptyTimer);
     this.current = face;
     face.paintedAt = Infinity;
     face.candidates = face.item.blind ? [] : (face.item.candidates ?? []);
     face.question = question(face, (slug) => this.view.name(slug));
     this.#choose(null);
     this.view.showFace(face);
-    if (!face.fine) {
-      void refine(face.image).then((fine) => {
-        face.fine = fine;
-        if (this.current === face) this.view.overlay(fine);
-      });
-    }
     afterPaint((now) => {
       if (this.current !== face) return;
       face.paintedAt = now;
-      if (this.held.length) setTimeout(() => this.#drain(face), SEEN_MS);
+      if (!face.fine) void this.#refine(face);
+      this.#drain();
       this.shelf.remember(face.item);
       this.status.showDay();
     });
     clearTimeout(this.nearTimer);
     this.nearStop?.abort();
     if (!face.item.blind) this.nearTimer = setTimeout(() => void this.#loadNeighbours(face), NEIGHBOURS_AFTER_MS);
+  }
+
+  async #refine(face) {
+    const fine = await refine(face.image);
+    face.fine ??= fine;
+    if (this.current === face) this.view.overlay(face.fine);
   }
 
   async #loadNeighbours(face) {
@@ -172,13 +174,19 @@ class Desk {
     }
     this.held.push({ action, at });
     this.#flash(action, "held");
-    const face = this.current;
-    if (face && face.paintedAt < Infinity) setTimeout(() => this.#drain(face), Math.max(0, SEEN_MS - (performance.now() - face.paintedAt)));
+    this.#drain();
   }
 
-  // Uses the first held key on `face`, now that it has been seen; the next one waits for the next face.
-  #drain(face) {
-    while (this.current === face && !this.returning && this.held.length && performance.now() - face.paintedAt >= SEEN_MS) {
+  // Uses held keys on the face on screen once it has been seen; those that follow an answer wait for the next face.
+  #drain() {
+    clearTimeout(this.drainTimer);
+    while (this.held.length && this.current && !this.returning) {
+      const left = SEEN_MS - (performance.now() - this.current.paintedAt);
+      if (left > 0) {
+        // Not painted yet: the paint calls again. Timers may fire early by a fraction, so the time is looked at anew.
+        if (left < Infinity) this.drainTimer = setTimeout(() => this.#drain(), Math.ceil(left));
+        return;
+      }
       const { action, at } = this.held.shift();
       if (performance.now() - at > STALE_MS) return this.#letGo("dropped: too long before their face", 1);
       this.#perform(action);
@@ -304,7 +312,7 @@ class Desk {
     this.returning += 1;
     this.undoing = this.undoing.then(() => this.#undoOne()).finally(() => {
       this.returning -= 1;
-      if (this.current) this.#drain(this.current);
+      this.#drain();
     });
   }
 

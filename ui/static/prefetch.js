@@ -30,6 +30,12 @@ export async function refine(image) {
   return canvas;
 }
 
+// Enlarging takes ten milliseconds of the thread that answers keys: not while it is busy.
+function whenIdle(work) {
+  if (window.requestIdleCallback) requestIdleCallback(() => void work(), { timeout: 500 });
+  else setTimeout(() => void work(), 100);
+}
+
 // A third of the way to its end: two more tries fit in before the lease is gone.
 function renewalTime(until) {
   return serverNow() + Math.max(500, (until - serverNow()) / 3);
@@ -49,7 +55,8 @@ export async function decode(item) {
 export class Shelf extends EventTarget {
   #faces = []; // {item, image, until}
   #broken = new Set(); // image ids that would not decode: not to be offered again
-  #busy = false;
+  #coming = new Set(); // image ids that are being loaded
+  #asking = false;
   #timer = 0;
   #failures = 0;
   #holding; // () => image ids that must not come again
@@ -69,7 +76,7 @@ export class Shelf extends EventTarget {
   }
 
   get busy() {
-    return this.#busy;
+    return this.#asking || this.#coming.size > 0;
   }
 
   get faces() {
@@ -129,49 +136,66 @@ export class Shelf extends EventTarget {
   }
 
   async fill() {
-    if (this.#busy || this.#faces.length >= AHEAD) return;
-    this.#busy = true;
+    const missing = AHEAD - this.#faces.length - this.#coming.size;
+    if (this.#asking || missing <= 0) return;
+    this.#asking = true;
     clearTimeout(this.#timer);
+    let items = [];
     let wait = 0;
     try {
-      const have = [...this.items.map((item) => item.image_id), ...this.#holding(), ...this.#broken].slice(0, MOST_IDS).join(",");
-      const answer = await get("next", { query: { n: AHEAD - this.#faces.length, have } });
+      const have = [...this.#known()].slice(0, MOST_IDS).join(",");
+      const answer = await get("next", { query: { n: missing, have } });
       this.message = answer.message ?? "";
       this.queue = answer.queue ?? null;
       this.problem = null;
-      const held = new Set([...this.#holding(), ...this.#broken, ...this.items.map((item) => item.image_id)]);
-      const got = await this.#shelve(answer.items.filter((item) => !held.has(item.image_id)));
-      this.#failures = got ? 0 : this.#failures + 1;
-      if (this.#faces.length < AHEAD) wait = got ? 50 : Math.min(SLOWEST_MS, 500 * 2 ** this.#failures);
+      const known = this.#known();
+      items = answer.items.filter((item) => !known.has(item.image_id));
+      if (!items.length) wait = this.#patience(500);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       this.problem = error;
-      this.#failures += 1;
-      wait = Math.max(error.retryAfter * 1000, Math.min(SLOWEST_MS, 300 * 2 ** this.#failures));
+      wait = Math.max(error.retryAfter * 1000, this.#patience(300));
     } finally {
-      this.#busy = false;
+      this.#asking = false;
     }
-    if (wait) this.#timer = setTimeout(() => void this.fill(), wait);
+    if (items.length) void this.#shelve(items);
+    else this.#timer = setTimeout(() => void this.fill(), wait);
     this.dispatchEvent(new Event("filled"));
   }
 
+  #patience(first) {
+    this.#failures += 1;
+    return Math.min(SLOWEST_MS, first * 2 ** (this.#failures - 1));
+  }
+
+  // Image ids that are here, on their way, on screen, answered and unsent, or known to be broken.
+  #known() {
+    return new Set([...this.items.map((item) => item.image_id), ...this.#coming, ...this.#holding(), ...this.#broken]);
+  }
+
   async #shelve(items) {
+    for (const item of items) this.#coming.add(item.image_id);
     let shelved = 0;
-    // In order, so that the first face is ready as soon as it can be.
+    // All load at once; in order, so that the first is ready as soon as it can be.
     for (const [item, decoded] of items.map((item) => [item, decode(item)])) {
       const image = await decoded;
-      const fine = image && (await refine(image));
+      this.#coming.delete(item.image_id);
       if (!image) {
         this.#broken.add(item.image_id);
         this.dispatchEvent(new CustomEvent("broken", { detail: item }));
         continue;
       }
       const until = Date.parse(item.lease_expires_at);
-      this.#faces.push({ item, image, fine, until, renewAt: renewalTime(until), was: null, kept: false });
+      const face = { item, image, fine: null, until, renewAt: renewalTime(until), was: null, kept: false };
+      this.#faces.push(face);
       shelved += 1;
       this.dispatchEvent(new Event("ready"));
+      whenIdle(async () => (face.fine ??= await refine(image)));
     }
-    return shelved;
+    if (shelved) this.#failures = 0;
+    // Pictures that cannot be shown must not turn into a storm of requests.
+    this.#timer = setTimeout(() => void this.fill(), shelved ? 0 : this.#patience(500));
+    this.dispatchEvent(new Event("filled"));
   }
 
   // Keeps the leases of these faces alive while a person is there. Resolves to the faces that a colleague has taken over.
