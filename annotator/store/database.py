@@ -6,11 +6,13 @@ PostgreSQL: decisions take an advisory lock, so that `seq` follows commit order.
 """
 
 import fcntl
+import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
@@ -21,6 +23,11 @@ from annotator.errors import InputError, WorkspaceBusyError, WorkspaceError
 
 ADVISORY_KEY = 0x616E6E6F  # "anno": the lock under which PostgreSQL hands out seq and row numbers
 BUSY_SECONDS = 30
+CHECKPOINT_SECONDS = 1.0
+LONG_LOG_PAGES = 2_000
+LARGEST_LOG_PAGES = 16_384
+"""A log of 64 MB is checkpointed in the commit that fills it: writers never pause long enough for the thread then."""
+log = logging.getLogger(__name__)
 _NETWORK_TYPES = (
     "nfs",
     "cifs",
@@ -45,6 +52,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.path = Path(self.url.database) if self.is_sqlite and self.url.database else None
         self._gate = _Gate(lock_path) if self.is_sqlite else None
+        self._checkpoints = _Checkpoints(self.path, self._gate) if self.path is not None and self._gate else None
         if self.is_sqlite:
             self._reader = _sqlite_engine(self.url, "BEGIN", "FULL", query_only=True, pool_size=8)
             self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE", "FULL", query_only=False, pool_size=2)
@@ -79,6 +87,8 @@ class Database:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_KEY})
             yield connection
+        if self._checkpoints is not None:
+            self._checkpoints.after_commit()
 
     @contextmanager
     def write_volatile(self) -> Iterator[Connection]:
@@ -90,6 +100,8 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; closing again does nothing."""
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
         for engine in (self._reader, self._writer, self._volatile):
             engine.dispose()
         if self._gate is not None:
@@ -134,6 +146,46 @@ class _Gate:
             os.close(file)
 
 
+class _Checkpoints:
+    """Copies the write-ahead log into the database in a thread of its own, at most once a second.
+
+    SQLite would do it inside whichever commit fills the log: that answer, and all that wait for it, would pay for the
+    disk writes of hundreds before.
+    """
+
+    def __init__(self, path: Path, gate: "_Gate") -> None:
+        self._path, self._gate = path, gate
+        self._running = threading.Lock()
+        self._last = time.monotonic()
+
+    def after_commit(self) -> None:
+        """Begin a checkpoint when the last one is a while ago and none is running."""
+        if time.monotonic() - self._last < CHECKPOINT_SECONDS or not self._running.acquire(blocking=False):
+            return
+        self._last = time.monotonic()
+        threading.Thread(target=self._checkpoint, name="checkpoint", daemon=True).start()
+
+    def wait(self) -> None:
+        """Wait until no checkpoint is running."""
+        with self._running:
+            self._last = time.monotonic()
+
+    def _checkpoint(self) -> None:
+        try:
+            with closing(sqlite3.connect(self._path, timeout=BUSY_SECONDS)) as connection:
+                connection.execute("PRAGMA synchronous=FULL")
+                _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if pages > LONG_LOG_PAGES:
+                    # Only a log that was copied to its very end starts anew: copy the rest while no writer adds to it.
+                    with self._gate:
+                        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            # Nothing is lost: the log keeps what was committed, and a full disk shows at the next commit.
+            log.warning("the write-ahead log of %s was not checkpointed: %s", self._path, error)
+        finally:
+            self._running.release()
+
+
 def parse_url(url: str) -> URL:
     """Return the parsed URL of a SQLite file or a PostgreSQL database.
 
@@ -176,6 +228,7 @@ def _sqlite_engine(url: URL, begin: str, synchronous: str, *, query_only: bool, 
             f"busy_timeout={BUSY_SECONDS * 1000}",
             "temp_store=MEMORY",
             "cache_size=-32768",
+            f"wal_autocheckpoint={LARGEST_LOG_PAGES}",
             f"query_only={'ON' if query_only else 'OFF'}",
         ):
             connection.execute(f"PRAGMA {pragma}")
