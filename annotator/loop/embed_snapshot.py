@@ -21,7 +21,7 @@ from annotator.settings import Workspace
 log = logging.getLogger(__name__)
 
 MAX_ROWS = 20_000
-BATCH = 256
+NICE = 19
 
 
 class SnapshotEncoder:
@@ -54,7 +54,7 @@ class SnapshotEncoder:
             arguments = [str(self._snapshot), str(self._pixels.folder), str(start), str(stop), str(self._out)]
             self._child = start_child(
                 ["-m", "annotator.loop.embed_snapshot", *arguments],
-                nice=19,
+                nice=NICE,
                 threads=self._threads,
                 log=self.shards.folder / "log.txt",
             )

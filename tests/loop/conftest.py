@@ -36,6 +36,7 @@ def make_workspace(folder: Path, faces: Path, **learner: object) -> Workspace:
 def _not_too_nice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let rounds make headway on a machine that is busy with other tests."""
     monkeypatch.setattr("annotator.loop.training.NICE", 0)
+    monkeypatch.setattr("annotator.loop.embed_snapshot.NICE", 0)
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def current(workspace: Workspace, store: LabelStore) -> Scores:
     return ScoresReader.load(workspace.root / "scores" / str(generation.id))
 
 
-def tick_until(learner: Learner, done: Callable[[], bool], seconds: float = 120) -> None:
+def tick_until(learner: Learner, done: Callable[[], bool], seconds: float = 200) -> None:
     give_up = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < give_up, "the learner did not get there"
