@@ -16,7 +16,9 @@ BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     _accounts()
     _images()
+    _erasures()
     _decisions()
+    _labels_and_leases()
     _learning()
     op.bulk_insert(
         sa.table("meta", sa.column("key", sa.String), sa.column("value", sa.Text)),
@@ -96,6 +98,9 @@ def _images() -> None:
     op.create_index("ix_images_content", "images", ["content_hash"], unique=False)
     op.create_index("ix_images_group", "images", ["group_row"], unique=False)
     op.create_index("ix_images_state", "images", ["state", "split"], unique=False)
+
+
+def _erasures() -> None:
     op.create_table(
         "erasures",
         sa.Column("row", BIG, autoincrement=False, nullable=False),
@@ -152,6 +157,9 @@ def _decisions() -> None:
     op.create_index("ix_annotations_row", "annotations", ["row"], unique=False)
     op.create_index("ix_annotations_user", "annotations", ["user_id", "id"], unique=False)
     # ### end Alembic commands ###
+
+
+def _labels_and_leases() -> None:
     op.create_table(
         "labels",
         sa.Column("row", BIG, autoincrement=False, nullable=False),
