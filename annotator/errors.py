@@ -1,7 +1,7 @@
 """The errors of the project, as one tree.
 
     AnnotatorError
-    ├── InputError           a value given by a person is wrong: the message names the value and the remedy (exit code 2)
+    ├── InputError           a value given by a person is wrong: the message names value and remedy (exit code 2)
     │   ├── ConflictError        a `client_id` that is another person's, an answer that is undone already
     │   ├── TaxonomyError        an unknown class, a malformed class file
     │   └── ImportSourceError    a source that cannot be read or is not what its format says

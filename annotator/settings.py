@@ -1,6 +1,7 @@
 """The settings of a workspace: one `workspace.yaml`, read once at start, unknown keys refused.
 
-Every field can be overridden by an environment variable `ANNOTATOR_<SECTION>__<FIELD>`, e.g. `ANNOTATOR_LEARNER__DEVICE=cuda`.
+Every field can be overridden by an environment variable `ANNOTATOR_<SECTION>__<FIELD>`, for example
+`ANNOTATOR_LEARNER__DEVICE=cuda`.
 """
 
 import os

@@ -71,7 +71,9 @@ def init(
 def import_(
     ws: WorkspaceArg,
     source: Annotated[Path, typer.Argument(help="A folder, a zip, or a manifest (CSV or JSONL).")],
-    format: Annotated[ImportFormat, typer.Option(help="The layout of the source; auto recognises it.")] = ImportFormat.auto,
+    format: Annotated[
+        ImportFormat, typer.Option(help="The layout of the source; auto recognises it.")
+    ] = ImportFormat.auto,
     labels_as: Annotated[
         LabelsAs,
         typer.Option(

@@ -1,7 +1,7 @@
 """The tables, as SQLAlchemy models. Migrations in `migrations/` build the same schema, triggers included."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import JSON, BigInteger, DateTime, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -28,7 +28,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 class Base(DeclarativeBase):
     """Base of all models."""
 
-    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: JSON, list[Any]: JSON}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime(), dict[str, Any]: JSON, list[Any]: JSON}
 
 
 BigKey = BigInteger().with_variant(Integer, "sqlite")
@@ -131,7 +131,7 @@ class AnnotationRow(Base):
 
 
 class LabelRowModel(Base):
-    """The consensus per group, derived from `annotations` in the same transaction; `annotator rebuild` makes it anew."""
+    """The consensus per group, derived from `annotations` in the same transaction; `annotator rebuild` renews it."""
 
     __tablename__ = "labels"
     __table_args__ = (Index("ix_labels_state", "state"),)
