@@ -12,9 +12,10 @@ export function statusWords({ learner, queue, labels } = {}) {
   const parts = [];
   if (learner) {
     const progress = learner.progress == null ? "" : `, ${Math.round(100 * learner.progress)} %`;
-    const round = learner.round ? ` round ${learner.round}` : "";
+    const number = /(\d+)$/.exec(String(learner.round ?? ""))?.[1]; // rounds are named like lion-0001
+    const round = number ? ` round ${Number(number)}` : "";
     const method = learner.method ? ` of ${String(learner.method).toUpperCase()}` : "";
-    const doing = learner.state === "training" ? `training${round}${method}` : (learner.state ?? "off");
+    const doing = learner.state === "training" ? `${round ? round.trim() : "training"}${method}` : (learner.state ?? "off");
     parts.push(`learner: ${doing}${progress}`);
   }
   if (queue) {
