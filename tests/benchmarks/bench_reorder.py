@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--faces", type=int, default=32_000)
     parser.add_argument("--answers", type=int, default=10)
     parser.add_argument("--labels", type=int, default=400)
+    parser.add_argument("--idle-only", action="store_true", help="leave out the measurement beside a training round")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workspace = make(Path(folder) / "ws", chosen.faces)
@@ -120,18 +121,20 @@ def main() -> None:
                 learner.store.decisions.submit(user, Answer(f"bench-{row:09d}", name, "label", (CLASSES[row % 8],)))
             learner.tick()
             idle = ordered_after(learner, chosen.answers, names)
-            learner.store.learning.file_job(JOB, {"trigger": "bench"})
-            while learner.runner.progress().get("step", 0) < 1:
-                learner.tick()
-                time.sleep(0.05)
-            training = ordered_after(learner, chosen.answers, names)
+            training: list[float] = []
+            if not chosen.idle_only:
+                learner.store.learning.file_job(JOB, {"trigger": "bench"})
+                while learner.runner.progress().get("step", 0) < 1:
+                    learner.tick()
+                    time.sleep(0.05)
+                training = ordered_after(learner, chosen.answers, names)
             print(
                 json.dumps(
                     {
                         "faces": chosen.faces,
                         "labels": chosen.labels,
                         "idle_seconds": _spread(idle),
-                        "while_training_seconds": _spread(training),
+                        "while_training_seconds": _spread(training) if training else None,
                         "naive_seconds": round(naive(learner), 3),
                     }
                 )
