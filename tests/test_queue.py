@@ -292,7 +292,7 @@ def test_what_other_processes_write_is_followed(desk: Desk, wait_for: Callable[.
     [first] = desk.take(alice)
     assert first.lease.row == desk.rows[2]
     desk.store.decisions.undo(bob, "undone elsewhere", stored[0].annotation.id)
-    wait_for(lambda: desk.queue.book.seq > stored[-1].annotation.seq)
+    wait_for(lambda: desk.queue.book.answered_seq[desk.rows[0]] == 0)
     assert desk.take(alice)[0].lease.row == desk.rows[0]
 
 
