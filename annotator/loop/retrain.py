@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from annotator.errors import LearnerError, WorkspaceBusyError
+from annotator.errors import InputError, LearnerError, WorkspaceBusyError
 from annotator.loop.labels import arrays
 from annotator.loop.learn import POLL_SECONDS, opened
 from annotator.loop.rounds import RoundRequest, build_config
@@ -68,7 +68,7 @@ def retrain_once(
         LearnerError: the round failed; the message carries the last lines of its log.
     """
     config = config.resolve() if config is not None else None
-    build_config(workspace, RoundRequest(method, config), 1)  # wrong input is told before anything starts
+    _check(workspace, RoundRequest(method, config))
     began = time.monotonic()
     with LabelStore.open(workspace) as store:
         new = new_labels(workspace, store)
@@ -87,6 +87,21 @@ def retrain_once(
     if snapshot is None:
         raise LearnerError(f"job {job.id} ended without a snapshot: {finished.message}")
     return RetrainResult(snapshot.id, snapshot.method, new, time.monotonic() - began, snapshot.metrics)
+
+
+def _check(workspace: Workspace, request: RoundRequest) -> None:
+    """Tell wrong input before anything starts; the learner itself never loads torch, so it asks the recipes here only.
+
+    Raises:
+        InputError: the configuration, the method or one of its options is wrong.
+    """
+    from learner import methods
+
+    run = build_config(workspace, request, 1)
+    try:
+        methods.resolve(run.method, run.options)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def new_labels(workspace: Workspace, store: LabelStore) -> int:
