@@ -1,0 +1,115 @@
+"""Every command of the README is run, in its order, in one folder."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from annotator.commands.workspaces import ExportFormat, ImportFormat
+from annotator.ingest import demo_faces
+from annotator.settings import Workspace
+from annotator.simulate import server_url
+
+README = Path(__file__).parents[1] / "README.md"
+READY_SECONDS = 120.0
+SERVING = {"up", "serve", "learn", "demo"}
+# A small machine's share of time: one short round, as the workspace's settings would have it.
+QUICK = {"ANNOTATOR_LEARNER__ROUND_MINUTES": "0.1", "ANNOTATOR_SERVER__PORT": "0"}
+
+
+def commands() -> list[list[str]]:
+    """The commands of the README's bash blocks, continuation lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """Start one command as a shell would, with leading assignments as its environment."""
+    environment = {**os.environ, **QUICK}
+    while "=" in words[0]:
+        name, value = words[0].split("=", 1)
+        environment[name], words = value, words[1:]
+    program = {"annotator": [sys.executable, "-m", "annotator"], "python": [sys.executable]}[words[0]]
+    return subprocess.Popen(
+        [*program, *words[1:]],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@contextmanager
+def serving(words: list[str], folder: Path) -> Iterator[None]:
+    """Keep a serving command running for the commands that follow it."""
+    port = [] if "--port" in words else ["--port", "0"]
+    process = start([*words, *port], folder)
+    root = folder / words[2]
+    try:
+        give_up = time.monotonic() + READY_SECONDS
+        while True:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < give_up, f"{shlex.join(words)} did not answer"
+            if (root / "server.json").is_file():
+                try:
+                    httpx.get(f"{server_url(Workspace.open(root))}/login", timeout=2).raise_for_status()
+                    break
+                except httpx.TransportError:
+                    pass
+            time.sleep(0.2)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
+    demo_faces.generate(tmp_path / "more", 60, seed=3)
+    (tmp_path / "faces").mkdir()
+    for path in sorted((tmp_path / "more" / "images").iterdir())[:5]:
+        shutil.copy(path, tmp_path / "faces")
+    running: AbstractContextManager[None] | None = None
+    try:
+        for words in commands():
+            if words[0] == "annotator" and words[1] in SERVING:
+                if running is not None:
+                    running.__exit__(None, None, None)
+                running = serving(words, tmp_path)
+                running.__enter__()
+                continue
+            process = start(words, tmp_path)
+            output, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, f"{shlex.join(words)}\n{output}"
+    finally:
+        if running is not None:
+            running.__exit__(None, None, None)
+    assert (tmp_path / "labels.csv").is_file()
+    assert (tmp_path / "predictions.parquet").is_file()
+
+
+def test_the_readme_names_every_format_and_command() -> None:
+    text = README.read_text(encoding="utf-8")
+    for word in [*ImportFormat, *ExportFormat]:
+        assert f"`{word.value}`" in text
+    shown = {words[1] for words in commands() if words[0] == "annotator"}
+    assert shown >= {"init", "import", "up", "status", "export", "retrain", "evaluate", "backup", "restore", "verify"}
+
+
+def test_pictures_of_the_readme_exist() -> None:
+    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text(encoding="utf-8")):
+        assert (README.parent / target).is_file(), target
