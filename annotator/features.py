@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.durable import sync_folder
 from annotator.errors import NotFoundError, WorkspaceError
 
 F32 = NDArray[np.float32]
@@ -68,11 +69,11 @@ class FeatureShards:
         if extra is not None:
             with (temporary / "model.npz").open("wb") as file:
                 np.savez(file, **extra)  # type: ignore[arg-type]
-                sync(file.fileno())
+                os.fsync(file.fileno())
         with (temporary / INFO).open("w", encoding="utf-8") as file_:
             json.dump(info.as_dict(), file_)
             file_.flush()
-            sync(file_.fileno())
+            os.fsync(file_.fileno())
         sync_folder(temporary)
         temporary.rename(folder)
         sync_folder(folder.parent)
@@ -117,7 +118,7 @@ class FeatureShards:
         with temporary.open("wb") as file:
             np.save(file, features.astype(np.float16), allow_pickle=False)
             file.flush()
-            sync(file.fileno())
+            os.fsync(file.fileno())
         temporary.rename(self.folder / name)
         sync_folder(self.folder)
         self.reload()
@@ -143,17 +144,3 @@ def unit(features: NDArray[np.float32]) -> F32:
     """Scale each line (n, d) to length one; a zero line stays zero."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return np.ascontiguousarray(features / np.maximum(length, 1e-12), dtype=np.float32)
-
-
-def sync(descriptor: int) -> None:
-    """Make a written file durable."""
-    os.fsync(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

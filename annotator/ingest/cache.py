@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from annotator.durable import sync_folder
 from annotator.errors import ImportSourceError, WorkspaceError
 from annotator.ingest.decode import Box, Decoded, Limits
 from annotator.ingest.decode_pool import DecodePool, chunk_size
@@ -127,7 +128,7 @@ class PixelCacheWriter:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._folder / name)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise WorkspaceError(f"cannot write {self._folder / name}: {error.strerror or error}") from error
@@ -227,11 +228,3 @@ class _OtherSizes:
                 resized = Image.fromarray(face).resize((self._size, self._size), Image.Resampling.BILINEAR)
                 return np.asarray(resized, dtype=np.uint8)
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

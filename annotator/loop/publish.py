@@ -1,6 +1,7 @@
 """Turn a finished run into a snapshot: verified, moved as a whole, then recorded (DESIGN 4)."""
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from annotator.durable import sync_folder
 from annotator.errors import LearnerError
-from annotator.features import EncoderInfo, FeatureShards, sync, sync_folder
+from annotator.features import EncoderInfo, FeatureShards
 from annotator.records import Snapshot
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -67,7 +69,7 @@ def publish(workspace: Workspace, store: LabelStore, run: Path) -> Snapshot:
         verify(out, len(workspace.settings.taxonomy.slugs))
         shutil.copyfile(run / "view.npz", out / "view.npz")
         with (out / "view.npz").open("rb") as file:
-            sync(file.fileno())
+            os.fsync(file.fileno())
         sync_folder(out)
         out.rename(final)
         sync_folder(final.parent)

@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from annotator.durable import sync_folder
 from annotator.errors import InputError, LearnerError
-from annotator.features import sync_folder
 from annotator.loop.embed import PixelShards
 from annotator.loop.labels import UNUSABLE, LabelArrays, arrays
 from annotator.settings import Workspace

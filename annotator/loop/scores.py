@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.features import sync_folder
+from annotator.durable import sync_folder
 from annotator.records import Generation
 from annotator.scores import ARRAYS, META
 from annotator.store import LabelStore

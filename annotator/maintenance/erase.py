@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from annotator.durable import write_atomically
 from annotator.errors import InputError, WorkspaceBusyError
-from annotator.maintenance.shards import shards, write_atomically
+from annotator.maintenance.shards import shards
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 
