@@ -27,13 +27,15 @@ class Mixed:
     arms: NDArray[np.uint8]
 
 
-def order_pool(pool: PoolView, shares: Mapping[Arm, float], *, has_labels: bool) -> Mixed:
+def order_pool(
+    pool: PoolView, shares: Mapping[Arm, float], *, has_labels: bool, served: Mapping[Arm, int] | None = None
+) -> Mixed:
     """Score the pool and mix the arms. Before the first label coverage alone decides.
 
     Open faces that no arm wants (no features yet) follow at the end in import order, as coverage.
     """
     wanted: Mapping[Arm, float] = shares if has_labels else {"coverage": 1.0}
-    mixed = mix({arm: SCORERS[arm](pool) for arm in ARMS if wanted.get(arm, 0) > 0}, wanted)
+    mixed = mix({arm: SCORERS[arm](pool) for arm in ARMS if wanted.get(arm, 0) > 0}, wanted, served)
     left = pool.open.copy()
     left[mixed.positions] = False
     rest = np.flatnonzero(left)
@@ -41,23 +43,29 @@ def order_pool(pool: PoolView, shares: Mapping[Arm, float], *, has_labels: bool)
     return Mixed(np.concatenate([mixed.positions, rest]), arms)
 
 
-def mix(scores: Mapping[Arm, FloatArray], shares: Mapping[Arm, float]) -> Mixed:
+def mix(
+    scores: Mapping[Arm, FloatArray], shares: Mapping[Arm, float], served: Mapping[Arm, int] | None = None
+) -> Mixed:
     """Interleave the arms by their shares.
 
     Each arm offers its faces by descending score, ties by position; a face that two arms want goes to the one that
     reaches it first. As long as no arm runs out, every beginning of length n holds n * share faces of each arm, give or
     take less than one (Tijdeman's solution of the chairman assignment problem). When an arm runs out the others divide
     its share in proportion.
+
+    `served` counts what each arm has been given lately. An order is made anew after every answer and only its first
+    faces are ever shown: without that memory they would always be the same arms', and a small share would never come.
     """
     offers = {arm: _offer(values) for arm, values in scores.items() if shares.get(arm, 0) > 0}
     offers = {arm: offer for arm, offer in offers.items() if offer}
     taken = bytearray(max((len(v) for v in scores.values()), default=0))
     positions: list[int] = []
     arms: list[int] = []
+    counts = {arm: (served or {}).get(arm, 0) for arm in offers}
     while offers:
         names = list(offers)
         total = sum(shares[arm] for arm in names)
-        exhausted = _serve(names, [shares[arm] / total for arm in names], offers, taken, positions, arms)
+        exhausted = _serve(counts, {arm: shares[arm] / total for arm in names}, offers, taken, positions, arms)
         del offers[exhausted]
     return Mixed(np.array(positions, dtype=np.int64), np.array(arms, dtype=np.uint8))
 
@@ -70,33 +78,32 @@ def _offer(values: FloatArray) -> list[int]:
 
 
 def _serve(
-    names: list[Arm],
-    shares: list[float],
-    offers: dict[Arm, list[int]],
+    served: dict[Arm, int],
+    shares: Mapping[Arm, float],
+    offers: Mapping[Arm, list[int]],
     taken: bytearray,
     positions: list[int],
     arms: list[int],
 ) -> Arm:
     """Serve the arms until one of them has nothing left; return that one."""
-    stacks = [offers[arm] for arm in names]
-    codes = [ARMS.index(arm) for arm in names]
-    served = [0] * len(names)
+    names = list(shares)
+    codes = {arm: ARMS.index(arm) for arm in names}
     slack = 1 / (2 * len(names) - 2) if len(names) > 1 else 0.0
-    step = 0
+    step = sum(served[arm] for arm in names)
     while True:
         step += 1
-        best, deadline = -1, float("inf")
-        for i, share in enumerate(shares):
-            owed = share * step - served[i]
+        best, deadline = names[0], float("inf")
+        for arm, share in shares.items():
+            owed = share * step - served[arm]
             if owed >= slack - 1e-9:
                 due = (1 - slack - owed) / share
                 if due < deadline:
-                    best, deadline = i, due
-        stack = stacks[best]
+                    best, deadline = arm, due
+        stack = offers[best]
         while stack and taken[stack[-1]]:
             stack.pop()
         if not stack:
-            return names[best]
+            return best
         position = stack.pop()
         taken[position] = 1
         served[best] += 1

@@ -1,17 +1,21 @@
 """The pool and its labels as the learner follows them: one small read per answer, a full one when much has changed."""
 
 import time
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotator.loop.labels import LabelArrays, LabelBook
-from annotator.records import Annotation
+from annotator.records import ARMS, Annotation, Arm
 from annotator.store import LabelStore
 from annotator.store.images import PoolTable
 
 MANY = 400
+LATELY = 40
+"""So many answers back the mix of the arms is balanced: long enough for a share of 5 %, short enough to forget."""
 """With more new answers than this, reading every label is faster than reading theirs."""
 ROWS_SECONDS = 1.0
 RELOAD_SECONDS = 30.0
@@ -38,6 +42,7 @@ class PoolFollower:
         self.table = store.images.table()
         self.grew_at = float("-inf")
         self._looked_at = self._reloaded_at = time.monotonic()
+        self.lately: deque[Arm] = deque(maxlen=LATELY)
         self._index()
 
     def _index(self) -> None:
@@ -89,14 +94,19 @@ class PoolFollower:
         self._book = LabelBook(self._book.classes)
         for item in self._store.decisions.labels():
             self._book.put(item.row, item.label)
+        self._remember(reversed(self._store.decisions.list(newest=True, limit=LATELY)))
 
     def _read_labels_of(self, new: list[Annotation]) -> None:
         for row in {a.row for a in new}:
             group = self.group_of.get(row, row)
             self._book.put(group, self._store.decisions.label(row))
+        self._remember(new)
         for a in new:
             if a.blind and a.arm == "random":
                 self._reserved.add(self.group_of.get(a.row, a.row))
+
+    def _remember(self, answers: Iterable[Annotation]) -> None:
+        self.lately.extend(arm for a in answers if a.kind != "undo" for arm in ARMS if arm == a.arm)
 
     def labels(self) -> LabelArrays:
         """Return the labels of active pool groups, those of reserved faces included."""

@@ -1,5 +1,6 @@
 """One refresh: labels and features in, a complete reading of the pool out."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ class Refresher:
         has_labels = bool(len(labels)) and shards is not None
         reading = self._predict(pool, labels, shards)
         view = self._view(pool, labels, shards, signals, reading)
-        mixed = order_pool(view, _shares(self._settings), has_labels=has_labels)
+        mixed = order_pool(view, _shares(self._settings), has_labels=has_labels, served=Counter(pool.lately))
         mode: Mode = "import order" if shards is None else "fast" if reading.model is not None else "coverage"
         arrays: dict[str, NDArray[Any]] = {
             "rows": pool.rows,

@@ -1,5 +1,7 @@
 """The mix: properties that hold for any scores and shares."""
 
+from collections import Counter
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,3 +107,23 @@ def test_faces_that_no_arm_can_read_come_last_in_import_order() -> None:
     assert mixed.positions.tolist() == list(range(2, 50))
     mixed = order_pool(make_pool(30), {"uncertain": 1.0}, has_labels=True)
     assert mixed.positions[28:].tolist() == list(range(30, 50))
+
+
+def test_shares_hold_when_only_the_first_face_of_every_order_is_asked() -> None:
+    """An order lives for one answer: the arms must get their shares over many orders, not only within one."""
+    shares: dict[Arm, float] = {"coverage": 0.3, "uncertain": 0.35, "review": 0.15, "quota": 0.15, "random": 0.05}
+    asked: list[Arm] = []
+    for _ in range(400):
+        scores = {arm: np.arange(5, dtype=float) for arm in shares}
+        first = mix(scores, shares, Counter(asked[-40:])).arms[0]
+        asked.append(ARMS[int(first)])
+    found = Counter(asked)
+    for arm, share in shares.items():
+        assert abs(found[arm] - 400 * share) <= 400 * 0.02
+
+
+def test_an_arm_that_comes_late_does_not_take_over() -> None:
+    shares: dict[Arm, float] = {"coverage": 0.5, "uncertain": 0.35, "review": 0.15}
+    lately: dict[Arm, int] = {"coverage": 24, "uncertain": 16}
+    arms = mix({arm: np.arange(100, dtype=float) for arm in shares}, shares, lately).arms[:40]
+    assert Counter(ARMS[int(a)] for a in arms)["review"] <= 40 * 0.15 + 40 * 0.15 + 1
