@@ -4,8 +4,9 @@ import fcntl
 import json
 from pathlib import Path
 
+from annotator.locks import lock_held
 from annotator.settings import Workspace
-from annotator.status import learner_state, lock_held, workspace_status
+from annotator.status import learner_state, workspace_status
 from annotator.store import LabelStore
 from tests.conftest import new_image
 

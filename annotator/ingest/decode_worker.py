@@ -17,7 +17,7 @@ Task = tuple[str, Box | None]
 Located = tuple[str, Box | None, bytes]
 """A task with the place of its file, from `SourceFiles.locate`."""
 Outcome = Decoded | Quarantine
-_NICE = 5
+_NICE = 15
 READY = "ready"
 """The first message of a process: before it no file has been touched, so no file can be why it does not come."""
 

@@ -25,6 +25,7 @@ from annotator.ingest.files import Stamp, storable, unsafe
 from annotator.ingest.report import ImportReport
 from annotator.ingest.samples import ClassNames, Layout, Sample
 from annotator.ingest.sources import SourceFiles
+from annotator.locks import lock_held
 from annotator.records import ImageRecord, NewImage
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -37,6 +38,11 @@ _TARGET_SECONDS = 0.010
 """Other writers wait while samples are stored: batches are sized so that a transaction takes about this long."""
 # Below the smallest batch the commit itself is most of the time: more transactions would only hold up others more.
 _MIN_BATCH, _FIRST_BATCH, _MAX_BATCH = 32, 48, 200
+_POLITE_BATCH = 16
+_POLITE_PAUSE = 3.0
+"""While a page serves, an import stores a few samples at a time and then stays out of the store this many times as long
+as that took: an answer that comes meets an open door three times out of four."""
+_LOOK_SECONDS = 1.0
 _NO_STAMP = Stamp(0, 0)
 _PROGRESS_SECONDS = 0.1
 
@@ -115,7 +121,8 @@ class _Import:
         """Import; what was stored before an error or an interrupt reaches the cache too."""
         began = time.perf_counter()
         self._complete(size)
-        batches = _Batches(self._images, self._source_id, self._given_as, writer, self.report)
+        lock = self._workspace.root / "server.lock"
+        batches = _Batches(self._images, self._source_id, self._given_as, writer, self.report, lock)
         total = len(self._layout) if limit is None else min(limit, len(self._layout))
         waiting: deque[list[_Found]] = deque()
         chunks = self._chunks(self._to_look_at(limit), chunk_size(size), waiting)
@@ -214,7 +221,13 @@ class _Batches:
     """Store samples in transactions of about `_TARGET_SECONDS` and hand their pixels to the cache."""
 
     def __init__(
-        self, images: Images, source_id: int, given_as: GivenAs, writer: PixelCacheWriter, report: ImportReport
+        self,
+        images: Images,
+        source_id: int,
+        given_as: GivenAs,
+        writer: PixelCacheWriter,
+        report: ImportReport,
+        server_lock: Path,
     ) -> None:
         self._images, self._source_id, self._writer, self._report = images, source_id, writer, report
         self._given_as: GivenAs = given_as
@@ -223,6 +236,7 @@ class _Batches:
         rows = images.table().rows
         self._last_row = int(rows[-1]) if len(rows) else -1
         self.longest_seconds = 0.0
+        self._server_lock, self._looked_at, self._polite = server_lock, float("-inf"), False
 
     def add(self, ready: _Ready) -> None:
         """Take one sample; store the batch when it is full."""
@@ -241,12 +255,22 @@ class _Batches:
         self.longest_seconds = max(self.longest_seconds, seconds)
         wanted = len(batch) * _TARGET_SECONDS / max(seconds, 1e-6)
         self._size = int(min(max(_MIN_BATCH, wanted), 2 * self._size, _MAX_BATCH))
+        if self._people_wait():
+            self._size = _POLITE_BATCH
+            time.sleep(_POLITE_PAUSE * seconds)
         for ready, record in zip(batch, records, strict=True):
             if record.row > self._last_row:
                 self._last_row = record.row
                 self._stored(ready, record)
             else:
                 self._met_again(ready, record)
+
+    def _people_wait(self) -> bool:
+        """Tell whether a page serves this workspace."""
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at, self._polite = now, lock_held(self._server_lock)
+        return self._polite
 
     def _stored(self, ready: _Ready, record: ImageRecord) -> None:
         outcome, report = ready.outcome, self._report
