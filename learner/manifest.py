@@ -79,8 +79,9 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
     names, labels, splits = [], [], []
     for line, record in enumerate(records, start=2):
         label, split = record["label"] or "", record["split"] or ""
+        split = "train" if split == "pool" else split  # a workspace's word for it
         if split not in SPLITS:
-            raise InputError(f"{path} line {line}: split {split!r} is none of {', '.join(SPLITS)}")
+            raise InputError(f"{path} line {line}: split {split!r} is none of {', '.join(SPLITS)}, pool")
         if label and label not in known:
             raise InputError(f"{path} line {line}: unknown class {label!r}; known: {', '.join(known)}")
         votes = _votes(record.get("votes") or "", len(known), f"{path} line {line}")

@@ -92,6 +92,9 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
                 running = serving(words, tmp_path)
                 running.__enter__()
                 continue
+            if words[1] == "erase" and running is not None:  # the README says so
+                running.__exit__(None, None, None)
+                running = None
             process = start(words, tmp_path)
             output, _ = process.communicate(timeout=600)
             assert process.returncode == 0, f"{shlex.join(words)}\n{output}"

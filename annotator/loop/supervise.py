@@ -55,6 +55,10 @@ class _Worker:
         log.warning("%s ended with code %s; starting it again in %.2f s", self.name, code, self._pause)
         return None
 
+    def start_next_with(self, arguments: list[str]) -> None:
+        """Give the child other arguments the next time it is started."""
+        self._arguments = arguments
+
     def stop(self) -> None:
         """End the child and wait for it."""
         if self._child is not None:
@@ -69,11 +73,9 @@ def supervise(workspace: Workspace, host: str | None, port: int | None) -> None:
         WorkspaceError: a child refused to run (another server holds the workspace or the port, a wrong setting).
     """
     root = str(workspace.root)
-    listen = [*(["--host", host] if host is not None else []), *(["--port", str(port)] if port is not None else [])]
-    workers = [
-        _Worker("the page", ["serve", root, *listen], nice=0),
-        _Worker("the learner", ["learn", root], nice=10),
-    ]
+    serve = ["serve", root, *(["--host", host] if host is not None else [])]
+    page = _Worker("the page", [*serve, *(["--port", str(port)] if port is not None else [])], nice=0)
+    workers = [page, _Worker("the learner", ["learn", root], nice=10)]
     stopping = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -87,7 +89,10 @@ def supervise(workspace: Workspace, host: str | None, port: int | None) -> None:
             for worker in workers:
                 if worker.tend() is not None:
                     raise WorkspaceError(f"{worker.name} could not start on {root}; its message is above")
-            announced = announced or _announce(workspace, began)
+            if not announced and (port := _announce(workspace, began)) is not None:
+                announced = True
+                # People's pages keep asking where they found it: a free port taken once is taken again.
+                page.start_next_with([*serve, "--port", str(port)])
             stopping.wait(0.1)
     finally:
         for worker in workers:
@@ -96,11 +101,11 @@ def supervise(workspace: Workspace, host: str | None, port: int | None) -> None:
             signal.signal(number, handler)
 
 
-def _announce(workspace: Workspace, began: float) -> bool:
-    """Print the page's address once the server has written it; one left by a killed server does not count."""
+def _announce(workspace: Workspace, began: float) -> int | None:
+    """Print the page's address once the server has written it and return its port; a killed server's does not count."""
     path = workspace.root / "server.json"
     if not path.is_file() or path.stat().st_mtime < began:
-        return False
+        return None
     data = json.loads(path.read_text(encoding="utf-8"))
     print(f"label at http://{data['host']}:{data['port']}/", flush=True)  # noqa: T201
-    return True
+    return int(data["port"])
