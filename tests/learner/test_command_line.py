@@ -91,7 +91,7 @@ def test_train_evaluate_and_predict_without_a_workspace(
         (("train", "faces.csv", "run", "--image-size", "5"), "image_size"),
         (("evaluate", "run", "faces.csv"), "no trained model"),
         (("round", "run"), "cannot read configuration"),
-        (("train", "broken.csv", "run"), "line 2: split 'pool'"),
+        (("train", "broken.csv", "run"), "line 2: split 'dev'"),
         (("train", "unknown.csv", "run", "--classes", "a,b"), "unknown class 'c'"),
         (("train", "missing.csv", "run"), "cannot read image"),
         (("train", "nocolumns.csv", "run"), "lacks the columns label, split"),
@@ -106,7 +106,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(faces_csv.parent)
-    Path("broken.csv").write_text("path,label,split\n0.png,plain,pool\n1.png,bright,train\n")
+    Path("broken.csv").write_text("path,label,split\n0.png,plain,dev\n1.png,bright,train\n")
     Path("unknown.csv").write_text("path,label,split\n0.png,a,train\n1.png,c,train\n")
     Path("missing.csv").write_text("path,label,split\n0.png,a,train\nnowhere.png,c,train\n")
     Path("nocolumns.csv").write_text("path\n0.png\n")
