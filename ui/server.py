@@ -17,6 +17,7 @@ from types import FrameType
 import uvicorn
 
 from annotator.auth import is_loopback
+from annotator.durable import write_atomically
 from annotator.errors import InputError, WorkspaceBusyError
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -142,6 +143,4 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 def _write_marker(path: Path, host: str, port: int) -> None:
     data = {"pid": os.getpid(), "host": host, "port": port, "started_at": datetime.now(UTC).isoformat()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(data).encode())

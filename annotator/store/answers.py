@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from datetime import datetime
+from typing import Any
 
 from annotator.errors import InputError
 from annotator.records import ANSWER_KINDS, Answer
@@ -75,3 +77,27 @@ def _check_note(answer: Answer) -> None:
     if len(note) > MAX_NOTE:
         raise InputError(f"the note has {len(note)} characters; at most {MAX_NOTE}")
     check_text(note, "the note")
+
+
+def blank_values(user_id: int | None, client_id: str, row: int, now: datetime, taxonomy_version: int) -> dict[str, Any]:
+    """Return the columns of an annotation with everything optional empty."""
+    return {
+        "client_id": client_id,
+        "row": row,
+        "user_id": user_id,
+        "taxonomy_version": taxonomy_version,
+        "confidence": None,
+        "note": None,
+        "duration_ms": None,
+        "lease_id": None,
+        "late": False,
+        "duplicate": False,
+        "mismatch": False,
+        "blind": False,
+        "adjudicates": False,
+        "model_version": None,
+        "arm": None,
+        "suggestions": [],
+        "votes": None,
+        "created_at": now,
+    }

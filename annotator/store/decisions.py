@@ -10,7 +10,7 @@ from annotator.consensus import COUNTING, derive, opinions
 from annotator.errors import AnnotatorError, ConflictError, InputError, NotFoundError
 from annotator.records import Annotation, Answer, Stored, User
 from annotator.store import meta
-from annotator.store.answers import check_answer, check_client_id
+from annotator.store.answers import blank_values, check_answer, check_client_id
 from annotator.store.database import Database
 from annotator.store.labels import Labels, Opinion, opinions_of_group, put_label
 from annotator.store.tables import annotations, images, leases, users
@@ -101,7 +101,7 @@ class Decisions(Labels):
             group = opinions_of_group(connection, image.group_row)
             if any(a.kind == "undo" and a.supersedes == annotation_id for a in group):
                 raise ConflictError(f"annotation {annotation_id} is undone already")
-            values = _values(user, client_id, image.row, now or datetime.now(UTC), self._taxonomy.version)
+            values = blank_values(user.id, client_id, image.row, now or datetime.now(UTC), self._taxonomy.version)
             values |= {"kind": "undo", "classes": [], "supersedes": annotation_id, "source": target.source}
             return self._insert(connection, user, values, image.group_row, group, target.image_id)
 
@@ -154,7 +154,7 @@ class Decisions(Labels):
         lease = _read_lease(connection, user, answer.lease_id, image.row, now)
         counts = answer.kind in COUNTING
         others = any(a != user.id for a in opinions(group)) if counts and lease.arm != "review" else False
-        values = _values(user, answer.client_id, image.row, now, self._taxonomy.version)
+        values = blank_values(user.id, answer.client_id, image.row, now, self._taxonomy.version)
         values |= {
             "kind": answer.kind,
             "classes": list(classes),
@@ -209,30 +209,6 @@ class Decisions(Labels):
         fields = {k: v for k, v in values.items() if k != "taxonomy_version"}
         fields |= {"classes": tuple(values["classes"]), "suggestions": tuple(values["suggestions"])}
         return Stored(Annotation(**fields, image_id=image_id, user_name=user.name), created=True)
-
-
-def _values(user: User, client_id: str, row: int, now: datetime, taxonomy_version: int) -> dict[str, Any]:
-    """Return the columns of an annotation with everything optional empty."""
-    return {
-        "client_id": client_id,
-        "row": row,
-        "user_id": user.id,
-        "taxonomy_version": taxonomy_version,
-        "confidence": None,
-        "note": None,
-        "duration_ms": None,
-        "lease_id": None,
-        "late": False,
-        "duplicate": False,
-        "mismatch": False,
-        "blind": False,
-        "adjudicates": False,
-        "model_version": None,
-        "arm": None,
-        "suggestions": [],
-        "votes": None,
-        "created_at": now,
-    }
 
 
 def _repeated(connection: Connection, user: User, client_id: str) -> Stored | None:

@@ -8,6 +8,7 @@ from typing import Any
 from annotator.consensus import UNUSABLE, derive
 from annotator.errors import TaxonomyError
 from annotator.records import NewImage
+from annotator.store.answers import blank_values
 from annotator.store.labels import Opinion, label_values
 
 
@@ -45,28 +46,12 @@ def import_annotations(
             continue
         made.append(
             {
-                "client_id": f"import:{value['image_id']}",
-                "row": value["row"],
-                "user_id": None,
+                **blank_values(None, f"import:{value['image_id']}", value["row"], now, taxonomy_version),
                 "kind": kind,
                 "classes": said,
-                "taxonomy_version": taxonomy_version,
-                "confidence": None,
-                "note": None,
-                "duration_ms": None,
                 "supersedes": None,
                 "source": "import",
-                "lease_id": None,
-                "late": False,
-                "duplicate": False,
-                "mismatch": False,
-                "blind": False,
-                "adjudicates": False,
-                "model_version": None,
-                "arm": None,
-                "suggestions": [],
                 "votes": votes,
-                "created_at": now,
             }
         )
     return made
