@@ -4,6 +4,7 @@ Everything is computed in float32 (float64 stays), outside autocast's precision,
 `log(1 - p)`. All of it works for any number of classes K >= 2, and a mean over nothing is exactly 0 with a valid graph.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -79,3 +80,37 @@ def masked_mean(values: Tensor, weight: Tensor, reduction: Reduction = "all") ->
     if reduction == "all":
         return total / max(1, len(values))
     return total / torch.count_nonzero(kept).clamp(min=1)
+
+
+# Adaptive thresholds and contrast (ALGORITHMS.md 3, 4).
+
+
+def adaptive_margins(mean_confidence: Tensor, epoch: float, floor: float = 0.8, ceiling: float = 0.97) -> Tensor:
+    """Ada-CM's margins (K,): T_c = max(floor, ceiling * mu_c / (1 + exp(-epoch))).
+
+    mean_confidence: mu (K,) in [0, 1], the mean confidence in labeled samples of class c that are predicted correctly;
+    0 or NaN where there is none, which gives the floor. epoch: counted from 1.
+    """
+    mean = full_precision(mean_confidence).nan_to_num(0.0)
+    return (ceiling / (1 + math.exp(-min(epoch, 700.0))) * mean).clamp(min=floor)
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.07, keep: Tensor | None = None) -> Tensor:
+    """Contrast two views of n samples: mean over 2n anchors of LSE_{j != i}(S_ij) - S_{i,pos(i)}, S = u u^T / t.
+
+    a, b (n,d): features of the first and the second view, brought to unit length here; u (2n,d) both of them. Every
+    anchor's positive is its other view. keep (n,) bool: the samples that take part, as if the others were not there.
+    Scalar >= 0, exactly 0 for one sample or none; gradient through both views.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"both views need the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    size = len(a)
+    some = torch.ones(size, dtype=torch.bool, device=a.device) if keep is None else keep
+    with torch.autocast(a.device.type, enabled=False):
+        u = F.normalize(full_precision(torch.cat([a, b])), dim=1)
+        similarity = u @ u.T / temperature
+        positive = torch.cat([similarity.diagonal(size), similarity.diagonal(-size)])
+        taking_part = some.repeat(2)
+        closed = torch.eye(2 * size, dtype=torch.bool, device=a.device) | ~taking_part
+        cost = similarity.masked_fill(closed, _EMPTY).logsumexp(dim=1) - positive
+    return masked_mean(cost.where(taking_part, torch.zeros_like(cost)), taking_part, "selected")

@@ -1,6 +1,7 @@
 """How scores of the weak view become the targets of the unlabeled half of a step. All comparisons are >=."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -41,3 +42,26 @@ class LionReliability:
         """Return hard (B_u,), weight (B_u,) 0 or 1 and subset (B_u,) bool, the reliable samples."""
         reliable = scores.conf >= self.gamma(clock)
         return Target(hard=scores.hard, weight=reliable.to(scores.p.dtype), subset=reliable)
+
+
+class ThresholdKeeper(Protocol):
+    """A keeper that has a threshold for every class."""
+
+    def thresholds(self, clock: Clock) -> Tensor:
+        """Return the thresholds (K,) in force."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClassThresholds:
+    """Hard pseudo-labels where the confidence reaches the threshold of its own class: max p >= T_{argmax p}.
+
+    FlexMatch, Ada-CM, FreeMatch and AdaMatch differ in the keeper that has the thresholds (ALGORITHMS.md 3, 4, 9).
+    """
+
+    keeper: ThresholdKeeper
+
+    def __call__(self, scores: Scores, rows: Tensor, clock: Clock) -> Target:
+        """Return hard (B_u,), weight (B_u,) 0 or 1 and subset (B_u,) bool, the samples above their threshold."""
+        confident = scores.conf >= self.keeper.thresholds(clock).to(scores.conf)[scores.hard]
+        return Target(hard=scores.hard, weight=confident.to(scores.p.dtype), subset=confident)
