@@ -21,6 +21,7 @@ from learner.errors import CheckpointError, InputError
 from learner.parts import NetOut, Recipe
 
 HEAD_PREFIXES = ("fc.", "head.", "classifier.", "head_drop.", "module.fc.")
+FEATURES = "features"
 WRAPPERS = ("module.", "model.", "backbone.", "encoder.", "base.")
 
 
@@ -40,7 +41,10 @@ def resnet10_small(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 
 class Network(nn.Module):
-    """Backbone → dropout → feature adapters → optional unit length times a scale → linear head → logit adapters."""
+    """Backbone, dropout, feature adapters, optional unit length; head adapters, scale, linear head, logit adapters.
+
+    The recipe's parts come last: they read the adapted features and write into `aux`.
+    """
 
     def __init__(self, backbone: nn.Module, feature_dim: int, num_classes: int, recipe: Recipe, dropout: float) -> None:
         super().__init__()
@@ -50,8 +54,10 @@ class Network(nn.Module):
         self.feature_norm = recipe.feature_norm
         self.scale = recipe.feature_scale if recipe.feature_norm == "l2" else 1.0
         self.feature_adapters = nn.ModuleList(recipe.feature_adapters)
+        self.head_adapters = nn.ModuleList(recipe.head_adapters)
         self.head = nn.Linear(feature_dim, num_classes)
         self.logit_adapters = nn.ModuleList(recipe.logit_adapters)
+        self.parts = nn.ModuleDict(dict(recipe.parts))
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -65,10 +71,23 @@ class Network(nn.Module):
         f = f.float()
         if self.feature_norm == "l2":
             f = F.normalize(f, dim=1)
-        z = self.head(f * self.scale)
+        seen = f
+        for adapter in self.head_adapters:
+            seen = adapter(seen, aux)
+        z = self.head(seen * self.scale)
         for adapter in self.logit_adapters:
             z = adapter(z, f, aux)
+        for part in self.parts.values():
+            part(f, aux)
         return f_raw, f, z, aux
+
+    def class_axes(self) -> dict[str, tuple[int, ...]]:
+        """Tell which axes of which entries of the state dict run over the classes."""
+        axes: dict[str, tuple[int, ...]] = {"head.weight": (0,), "head.bias": (0,)}
+        for name, module in self.named_modules():
+            own: dict[str, tuple[int, ...]] = getattr(module, "class_axes", {}) if module is not self else {}
+            axes |= {f"{name}.{key}": where for key, where in own.items()}
+        return axes
 
 
 def run(network: nn.Module, x: Tensor) -> NetOut:
@@ -77,13 +96,21 @@ def run(network: nn.Module, x: Tensor) -> NetOut:
     return NetOut(f_raw.float(), f.float(), z.float(), aux)
 
 
-def make_backbone(config: BackboneConfig, image_size: int) -> tuple[nn.Module, int]:
+def make_backbone(config: BackboneConfig, image_size: int, feature_dim: int | None = None) -> tuple[nn.Module, int]:
     """Make the named timm backbone with pooled output and its first weights; return it and its feature width.
 
+    "features" stands for a bank of features of width `feature_dim`: nothing is left for a backbone to do.
+
     Raises:
-        InputError: no such backbone.
+        InputError: no such backbone, or features and pixels are mixed up.
         CheckpointError: the weight file is missing, refused or does not fit, or the hub cannot be reached.
     """
+    if (config.name == FEATURES) != (feature_dim is not None):
+        raise InputError(
+            f"backbone {config.name!r} does not fit this run: {FEATURES!r} reads a feature bank, all others read pixels"
+        )
+    if feature_dim is not None:
+        return nn.Identity(), feature_dim
     if not timm.is_model(config.name):
         near = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), 4))
         raise InputError(
@@ -176,13 +203,17 @@ N = TypeVar("N", bound=nn.Module)
 class Ema(Generic[N]):
     """Averaged copy of a network (ALGORITHMS.md 1.3): parameters and float buffers averaged, integer buffers copied.
 
-    It is always in eval mode and receives no gradient.
+    It is always in eval mode and receives no gradient. Modules that say `averaged = False` are copied.
     """
 
     def __init__(self, network: N, config: EmaConfig) -> None:
         self.config = config
         self.network: N = copy.deepcopy(network)
         self.network.eval().requires_grad_(False)
+        copied = tuple(f"{n}." for n, m in network.named_modules() if n and not getattr(m, "averaged", True))
+        state = self.network.state_dict()
+        self._averaged = [k for k, v in state.items() if v.is_floating_point() and not k.startswith(copied)]
+        self._copied = [k for k in state if k not in set(self._averaged)]
 
     def decay(self, lifetime_step: int) -> float:
         """Return the factor of the old average at a lifetime step."""
@@ -195,8 +226,14 @@ class Ema(Generic[N]):
         """Move the average towards the network by one step."""
         m = self.decay(lifetime_step)
         mine, theirs = self.network.state_dict(), network.state_dict()
-        average = [k for k, v in mine.items() if v.is_floating_point()]
-        torch._foreach_lerp_([mine[k] for k in average], [theirs[k] for k in average], 1 - m)
-        for name, value in mine.items():
-            if not value.is_floating_point():
+        torch._foreach_lerp_([mine[k] for k in self._averaged], [theirs[k] for k in self._averaged], 1 - m)
+        for name in self._copied:
+            mine[name].copy_(theirs[name])
+
+    @torch.no_grad()
+    def copy(self, network: nn.Module, prefix: str) -> None:
+        """Take over the entries under `prefix` as they are."""
+        theirs = network.state_dict()
+        for name, value in self.network.state_dict().items():
+            if name.startswith(prefix):
                 value.copy_(theirs[name])

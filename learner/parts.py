@@ -4,6 +4,7 @@ No method inherits from another: a method is a `Recipe`, which is data. Each par
 
 One step, in this order (`learner.trainer`):
 
+0. surveys that keepers ask for;
 1. forward of every view in `Recipe.views`, with gradient only where a loss term says so;
 2. the scorer reads every weak view and the labeled one; several weak views are averaged in probability space;
 3. `Keeper.before_target`, then the targeter makes the `Target`, then `Keeper.before_loss`;
@@ -14,7 +15,7 @@ One step, in this order (`learner.trainer`):
 Everything in a `Target` and in a keeper's state is computed without gradient and in float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,7 +50,10 @@ class Batch:
 
 @dataclass(slots=True)
 class NetOut:
-    """What the network says about one view: f_raw (B,d) pooled, f (B,d) after adapters, z (B,K) logits."""
+    """What the network says about one view: f_raw (B,d) pooled, f (B,d) after adapters, z (B,K) logits.
+
+    aux: what adapters and parts leave for scorers and losses, by name; the first axis is the batch.
+    """
 
     f_raw: Tensor
     f: Tensor
@@ -59,11 +63,15 @@ class NetOut:
 
 @dataclass(slots=True)
 class Scores:
-    """A reading of network outputs: p (B,K) in [0,1] summing to one, conf (B,) its maximum, hard (B,) its argmax."""
+    """A reading of network outputs: p (B,K) in [0,1] summing to one, conf (B,) its maximum, hard (B,) its argmax.
+
+    log_mean: mean of log p (B,K) over several weak views, where there were several; their p is the mean of the views'.
+    """
 
     p: Tensor
     conf: Tensor
     hard: Tensor
+    log_mean: Tensor | None = None
 
     @staticmethod
     def of(p: Tensor) -> "Scores":
@@ -71,6 +79,16 @@ class Scores:
         conf = p.max(dim=1).values
         hard = (p >= conf[:, None]).to(torch.uint8).argmax(dim=1)
         return Scores(p, conf, hard)
+
+    @staticmethod
+    def mean(several: Sequence["Scores"]) -> "Scores":
+        """Average the readings of several weak views in probability space."""
+        if len(several) == 1:
+            return several[0]
+        p = torch.stack([scores.p for scores in several])
+        mean = Scores.of(p.mean(dim=0))
+        mean.log_mean = p.clamp(min=1e-38).log().mean(dim=0)
+        return mean
 
 
 @dataclass(slots=True)
@@ -146,6 +164,14 @@ class Scorer(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """Makes per-image columns for the labeling tool from one clean view, read in eval mode (ALGORITHMS.md 12)."""
+
+    def __call__(self, out: NetOut, scores: Scores, strong: Scores | None) -> dict[str, Tensor]:
+        """Return columns (B,) or (B,n); `strong` is the reading of the strong view where one was made."""
+        ...
+
+
 class Targeter(Protocol):
     """Turns the scores of the weak view into targets."""
 
@@ -185,6 +211,11 @@ class Keeper(Protocol):
         """Name in logs and prefix of the saved state."""
         ...
 
+    @property
+    def reads_labeled(self) -> bool:
+        """Whether it reads the labeled view's scores; if no keeper does, they are the student's own."""
+        ...
+
     def before_target(self, ctx: StepContext) -> None:
         """Read the scores before the targets are made; may replace `ctx.labeled`."""
         ...
@@ -197,8 +228,12 @@ class Keeper(Protocol):
         """Learn from the step after the optimiser has moved."""
         ...
 
+    def wants_survey(self, clock: Clock) -> str | None:
+        """Ask for a survey before the step at `clock`: of the clean ("x"), weak ("w") or strong ("s") view, or none."""
+        ...
+
     def survey(self, survey: "Survey") -> None:
-        """Start a round from an evaluation pass; optional for the trainer, at most once a round."""
+        """Take the survey that was asked for."""
         ...
 
     def on_event(self, event: "Event") -> None:
@@ -236,9 +271,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Features of an evaluation pass at the start of a round: pool (N,d) is a sample of the whole pool.
+    """A pass of the averaged model in eval mode over a sample of the pool (N,d) and of the labeled images.
 
-    rows (L,) int64, features (L,d), p (L,K) and given (L,) int64 (class or -1) are of the labeled images.
+    rows (L,) int64, features (L,d), p (L,K) and given (L,) int64 (class or -1) are of the labeled images; view is the
+    one that was read.
     """
 
     pool: Tensor
@@ -246,6 +282,7 @@ class Survey:
     features: Tensor
     p: Tensor
     given: Tensor
+    view: str = "x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +308,11 @@ class LabelView:
 class Recipe:
     """A method as data: what `learner.methods` returns and `learner.trainer` runs.
 
-    tables: per-row state that belongs to no keeper; a keeper saves and moves its own.
+    Features pass feature_adapters, then the unit length of feature_norm "l2": that is NetOut.f. head_adapters stand
+    between it and the linear head, logit_adapters behind the head. parts are trainable things beside that path, which
+    leave what scorers and losses need in NetOut.aux. readers make columns for the labeling tool. batchnorm "freeze":
+    unlabeled forwards do not move BatchNorm's running statistics. tables: per-row state that belongs to no keeper; a
+    keeper saves and moves its own.
     """
 
     name: str
@@ -283,9 +324,13 @@ class Recipe:
     feature_norm: str = "none"  # none | l2
     feature_scale: float = 16.0
     feature_adapters: Sequence[nn.Module] = ()
+    head_adapters: Sequence[nn.Module] = ()
     logit_adapters: Sequence[nn.Module] = ()
+    parts: Mapping[str, nn.Module] = field(default_factory=dict)
+    readers: Sequence[Reader] = ()
     forward_mode: str = "concat"  # concat | separate
     pseudo_source: str = "ema_eval"  # student_train | student_eval | ema_eval
+    batchnorm: str = "update"  # update | freeze
 
     @property
     def views(self) -> frozenset[str]:

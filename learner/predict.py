@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.augment import Augmenter
-from learner.data import PixelCache
 from learner.models import Network, run
-from learner.parts import LabelView, Recipe, Scorer, Scores
+from learner.parts import LabelView, Recipe, Scores
+from learner.sources import Source
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -24,13 +23,17 @@ READINGS: dict[Views, tuple[str, ...]] = {"none": (), "strong": ("s",), "weak+st
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Aligned with rows (N,): features (N,d) float16, probs (N,K) float32, and the augmented readings (N,K) or None."""
+    """Aligned with rows (N,): features (N,d) float16, probs (N,K) float32, and the augmented readings (N,K) or None.
+
+    columns: what the recipe's readers found, (N,) or (N,n) each.
+    """
 
     rows: Rows
     features: NDArray[np.float16]
     probs: Floats
     weak: Floats | None = None
     strong: Floats | None = None
+    columns: dict[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
 
 class Predictor:
@@ -39,17 +42,16 @@ class Predictor:
     def __init__(
         self,
         network: Network,
-        scorer: Scorer,
-        cache: PixelCache,
-        augmenter: Augmenter,
+        recipe: Recipe,
+        source: Source,
+        device: torch.device,
         batch: int | None,
         step: int = 0,
     ) -> None:
         self.network = network.eval()
-        self.scorer = scorer
-        self.cache = cache
-        self.augmenter = augmenter
-        self.batch = batch or (64 if augmenter.device.type == "cpu" else 512)
+        self.recipe = recipe
+        self.source = source
+        self.batch = batch or (64 if device.type == "cpu" else 512)
         self.step = step
 
     @torch.inference_mode()
@@ -64,25 +66,32 @@ class Predictor:
         num, width = len(rows), self.network.feature_dim
         num_classes = self.network.head.out_features
         features = np.empty((num, width), np.float16)
-        readings = {name: np.empty((num, num_classes), np.float32) for name in ("x", *READINGS[views])}
+        readings = {name: np.empty((num, num_classes), np.float32) for name in (*READINGS[views], "x")}
+        found: dict[str, list[NDArray[Any]]] = {}
         for start in range(0, num, self.batch):
             part = rows[start : start + self.batch]
             here = slice(start, start + len(part))
-            pixels = self.augmenter.upload(self.cache.gather(part))
-            for name, p in readings.items():
-                out = run(self.network, self._view(name, pixels, part))
-                p[here] = self.scorer(out).p.float().cpu().numpy()
-                if name == "x":
+            strong: Scores | None = None
+            for name, p in readings.items():  # the clean one last: readers compare it with the strong one
+                out = run(self.network, self._view(name, part))
+                scores = self.recipe.scorer(out)
+                p[here] = scores.p.float().cpu().numpy()
+                if name == "s":
+                    strong = scores
+                elif name == "x":
                     features[here] = out.f.to(torch.float16).cpu().numpy()
+                    for reader in self.recipe.readers:
+                        for column, values in reader(out, scores, strong).items():
+                            found.setdefault(column, []).append(values.cpu().numpy())
             if on_batch is not None:
                 on_batch(start + len(part))
-        return Predictions(rows, features, readings["x"], readings.get("w"), readings.get("s"))
+        columns = {name: np.concatenate(parts) for name, parts in found.items()}
+        return Predictions(rows, features, readings["x"], readings.get("w"), readings.get("s"), columns)
 
-    def _view(self, name: str, pixels: Tensor, rows: Rows) -> Tensor:
+    def _view(self, name: str, rows: Rows) -> Tensor:
         if name == "x":
-            return self.augmenter.normalise(pixels)
-        make = self.augmenter.weak if name == "w" else self.augmenter.strong
-        return make(pixels, rows, self.step, name)
+            return self.source.clean(rows)
+        return self.source.view(name, rows, np.full(len(rows), self.step, np.int64))
 
 
 def jensen_shannon(p: Floats, q: Floats) -> Floats:
@@ -123,12 +132,12 @@ def generic_columns(predictions: Predictions) -> dict[str, Any]:
 def signals_table(
     predictions: Predictions, recipe: Recipe, view: LabelView, round_number: int, step: int, device: torch.device
 ) -> pa.Table:
-    """Join the generic columns with those of the recipe's keepers: one row per image, keyed by `row`."""
+    """Join the generic columns with those of the recipe's readers and keepers: one row per image, keyed by `row`."""
     rows = torch.from_numpy(predictions.rows).to(device)
     scores = Scores.of(torch.from_numpy(predictions.probs).to(device))
     fields = ("rows", "target", "allowed", "excluded", "given", "locked", "stamp")
     near = dataclasses.replace(view, **{name: getattr(view, name).to(device) for name in fields})
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = dict(predictions.columns)
     for keeper in recipe.keepers:
         extra |= keeper.signals(rows, scores, near)
     return as_table({**generic_columns(predictions), **extra}, predictions.rows, view.classes, round_number, step)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from learner.config import RunConfig, write_json
 from learner.data import PixelCache, Rows, load_view
 from learner.errors import InputError, LearnerError
 from learner.evaluate import evaluate
+from learner.parts import StepContext
 from learner.predict import Predictions, Predictor, signals_table
 from learner.trainer import Trainer, TrainingData
 
@@ -120,8 +121,14 @@ def stop_requests() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_round(folder: Path, listen: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Run or resume the round in `folder`; return its `out` folder. `listen` hears every progress report.
+def run_round(
+    folder: Path,
+    listen: Callable[[dict[str, Any]], None] | None = None,
+    observers: Sequence[Callable[[Trainer, StepContext], None]] = (),
+) -> Path:
+    """Run or resume the round in `folder`; return its `out` folder.
+
+    `listen` hears every progress report; `observers` see every step after the optimiser has moved, and change nothing.
 
     Raises:
         InputError, PixelsMissingError, CheckpointError: the folder's contents.
@@ -136,6 +143,7 @@ def run_round(folder: Path, listen: Callable[[dict[str, Any]], None] | None = No
     try:
         with stop_requests() as asked:
             round_ = Round(files, report, asked)
+            round_.trainer.observers.extend(observers)
             round_.train()
             round_.publish()
     except StoppedError:
@@ -155,7 +163,10 @@ class Round:
         self.checkpoint = files.folder / "checkpoint" / "state.safetensors"
         resumed = self.checkpoint.exists()
         made = snapshot.assemble(
-            files.config, len(files.data.view.classes), weights=not resumed and files.previous is None
+            files.config,
+            len(files.data.view.classes),
+            weights=not resumed and files.previous is None,
+            feature_dim=None,
         )
         self.trainer = Trainer(files.config, made.recipe, made.network, files.data)
         self.seconds = 0.0
@@ -233,9 +244,9 @@ class Round:
         files, trainer = self.files, self.trainer
         predictor = Predictor(
             trainer.ema.network,
-            trainer.recipe.scorer,
-            files.data.cache,
-            trainer.augmenter,
+            trainer.recipe,
+            trainer.source,
+            trainer.fabric.device,
             files.config.predict_batch,
             trainer.lifetime_step,
         )

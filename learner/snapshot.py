@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learner import checkpoint, methods
-from learner.augment import Augmenter
 from learner.config import RunConfig, write_json
 from learner.data import PixelCache
 from learner.errors import CheckpointError, InputError
-from learner.models import Network, build_network, make_backbone, read_weights
+from learner.models import FEATURES, Network, build_network, make_backbone, read_weights
 from learner.parts import Event, LabelView, Recipe
 from learner.predict import Predictor
+from learner.sources import make_source
 from learner.state import permute_classes
 from learner.trainer import Trainer, make_fabric
 
@@ -34,8 +34,10 @@ class Assembled:
     network: Network
 
 
-def assemble(config: RunConfig, num_classes: int, weights: bool = True) -> Assembled:
+def assemble(config: RunConfig, num_classes: int, weights: bool = True, feature_dim: int | None = None) -> Assembled:
     """Build the recipe and the network that a configuration names, seeded; `weights` False skips the weight file.
+
+    feature_dim is the width of a feature bank, where the run reads one instead of pixels.
 
     Raises:
         InputError: unknown method, option or backbone.
@@ -43,7 +45,7 @@ def assemble(config: RunConfig, num_classes: int, weights: bool = True) -> Assem
     """
     torch.manual_seed(config.seed)
     backbone = config.backbone if weights else config.backbone.model_copy(update={"weights": None})
-    made = make_backbone(backbone, config.image_size)
+    made = make_backbone(backbone, config.image_size, feature_dim)
     try:
         recipe = methods.build(config.method, num_classes, made[1], config.options)
     except ValueError as error:
@@ -91,12 +93,13 @@ class Snapshot:
     round: int
     lifetime_step: int
 
-    def predictor(self, cache: PixelCache) -> Predictor:
+    def predictor(self, faces: PixelCache) -> Predictor:
         """Make a predictor on the CPU or the configured device."""
-        config, device = self.config, make_fabric(self.config).device
-        augmenter = Augmenter(config.augment, config.image_size, config.seed, device)
-        network = self.network.to(device)
-        return Predictor(network, self.recipe.scorer, cache, augmenter, config.predict_batch, self.lifetime_step)
+        device = make_fabric(self.config).device
+        source = make_source(faces, self.config, device)
+        return Predictor(
+            self.network.to(device), self.recipe, source, device, self.config.predict_batch, self.lifetime_step
+        )
 
 
 def load(folder: Path) -> Snapshot:
@@ -108,8 +111,10 @@ def load(folder: Path) -> Snapshot:
     meta = read_meta(folder)
     config = RunConfig.load(folder / "config.json")
     classes = tuple(meta["classes"])
-    made = assemble(config, len(classes), weights=False)
-    checkpoint.load_weights(made.network, read_weights(folder / "model.safetensors"), str(folder))
+    weights = read_weights(folder / "model.safetensors")
+    width = int(weights["head.weight"].shape[1]) if config.backbone.name == FEATURES else None
+    made = assemble(config, len(classes), weights=False, feature_dim=width)
+    checkpoint.load_weights(made.network, weights, str(folder))
     return Snapshot(config, made.recipe, made.network, classes, int(meta["round"]), int(meta["lifetime_step"]))
 
 
@@ -132,7 +137,8 @@ def warm_start(trainer: Trainer, folder: Path) -> None:
     """Continue from the previous round's snapshot: weights, average, keepers, then the events since.
 
     Another backbone, feature form or image size starts the network and everything learned anew; another method keeps
-    the weights and starts its own state, told of every label as new.
+    the backbone and the head and starts its own state, told of every label as new. Adapters and parts go on where they
+    fit.
 
     Raises:
         CheckpointError: the snapshot is incomplete or does not fit.
@@ -143,8 +149,8 @@ def warm_start(trainer: Trainer, folder: Path) -> None:
         return
     old, new = list(meta["classes"]), list(trainer.data.view.classes)
     tensors, _ = checkpoint.load(folder / "state.safetensors")
-    averaged = permute_head(read_weights(folder / "model.safetensors"), old, new)
-    student = permute_head(checkpoint.unpack("student", tensors), old, new)
+    averaged = follow(trainer.raw, read_weights(folder / "model.safetensors"), old, new)
+    student = follow(trainer.raw, checkpoint.unpack("student", tensors), old, new)
     checkpoint.load_weights(trainer.ema.network, averaged, str(folder))
     checkpoint.load_weights(trainer.raw, student, str(folder))
     trainer.round, trainer.lifetime_start = int(meta["round"]) + 1, int(meta["lifetime_step"])
@@ -202,14 +208,31 @@ def diff(before: dict[int, tuple[int, int]], now: dict[int, tuple[int, int]]) ->
     return events
 
 
-def permute_head(state: dict[str, Tensor], old: list[str], new: list[str]) -> dict[str, Tensor]:
-    """Reorder the head's rows by class name; a new class starts small and random, one that is gone is dropped."""
-    if old == new:
-        return state
-    weight, bias = state["head.weight"], state["head.bias"]
-    fresh = torch.randn(len(new), weight.shape[1], generator=torch.Generator().manual_seed(0)) * 0.01
-    moved_weight, moved_bias = fresh.to(weight), torch.zeros(len(new)).to(bias)
+def follow(network: Network, saved: dict[str, Tensor], old: list[str], new: list[str]) -> dict[str, Tensor]:
+    """Bring saved weights to a network: class axes by name, entries that do not fit as the network has them.
+
+    A class that is new starts as in the fresh network; one that is gone is dropped. The backbone must fit.
+    """
+    fresh, axes = network.state_dict(), network.class_axes()
+    brought = {}
+    for name, value in fresh.items():
+        given = saved.get(name)
+        if given is not None and old != new:
+            for axis in axes.get(name, ()):
+                given = along(given, value, axis, old, new) if given is not None else None
+        fits = given is not None and given.shape == value.shape
+        if not fits and name.startswith("backbone."):
+            raise CheckpointError(f"the snapshot's backbone does not fit in {name}")
+        brought[name] = given if given is not None and fits else value.detach().cpu().clone()
+    return brought
+
+
+def along(given: Tensor, fresh: Tensor, axis: int, old: list[str], new: list[str]) -> Tensor | None:
+    """Reorder one class axis by name, new classes taken from `fresh`; None where the other axes differ."""
+    if given.dim() != fresh.dim() or given.shape[axis] != len(old) or fresh.shape[axis] != len(new):
+        return None
+    moved = []
     for position, name in enumerate(new):
-        if name in old:
-            moved_weight[position], moved_bias[position] = weight[old.index(name)], bias[old.index(name)]
-    return {**state, "head.weight": moved_weight, "head.bias": moved_bias}
+        source = (given, old.index(name)) if name in old else (fresh.to(given), position)
+        moved.append(source[0].select(axis, source[1]))
+    return torch.stack(moved, dim=axis) if len({part.shape for part in moved}) == 1 else None

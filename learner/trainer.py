@@ -5,7 +5,8 @@ a run is its weights, moments and keepers; on a CPU a resumed run equals an unin
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from learner import checkpoint, draws
-from learner.augment import Augmenter
-from learner.config import OptimizerConfig, RunConfig
+from learner.config import RunConfig
 from learner.data import Balanced, Cycle, PixelCache
 from learner.errors import CheckpointError, DivergedError, InputError
 from learner.models import Ema, Network, run
+from learner.optimizer import make_optimizer, set_rate
 from learner.parts import Batch, Clock, Event, LabeledTarget, LabelView, NetOut, Recipe, Scores, StepContext, Survey
+from learner.sources import Ahead, make_source
 
 Rows = NDArray[np.int64]
 POOL_SAMPLE, LABEL_SAMPLE = 1024, 2048  # rows that are read at the start of a round
@@ -29,9 +31,9 @@ POOL_SAMPLE, LABEL_SAMPLE = 1024, 2048  # rows that are read at the start of a r
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What a run learns from: pixels by row, people's answers, and the rows without answers."""
+    """What a run learns from: faces by row, people's answers, and the rows without answers."""
 
-    cache: PixelCache
+    faces: PixelCache
     view: LabelView
     unlabeled: Rows
 
@@ -51,11 +53,13 @@ class Trainer:
         self.fabric = make_fabric(config)
         self.raw = network
         self.step, self.round, self.lifetime_start = 0, 0, 0
-        optimizer = make_optimizer(network.parameters(), config.optimizer)
+        optimizer = make_optimizer(network, config.optimizer)
         self.network, self.optimizer = self.fabric.setup(network, optimizer)
         self.ema = Ema(network, config.ema)
-        self.augmenter = Augmenter(config.augment, config.image_size, config.seed, self.fabric.device)
+        self.source = make_source(data.faces, config, self.fabric.device)
         self.labeled, self.unlabeled = self._samplers()
+        self.ahead = Ahead(self.source, {"l": self.labeled} | dict.fromkeys(sorted(recipe.views), self.unlabeled))
+        self.observers: list[Callable[[Trainer, StepContext], None]] = []
         self._view = {k: getattr(data.view, k).to(self.fabric.device) for k in _VIEW_FIELDS}
         self._view_rows = data.view.rows.numpy()
         self._sums: dict[str, Tensor] = {}
@@ -101,10 +105,7 @@ class Trainer:
 
     def _train_step(self) -> None:
         config, recipe = self.config, self.recipe
-        if recipe.keepers and self.step == 0:
-            survey = self.survey()
-            for keeper in recipe.keepers:
-                keeper.survey(survey)
+        self._surveys()
         torch.manual_seed(draws.key(config.seed, self.lifetime_step))  # dropout
         batch = self._batch(self.lifetime_step)
         outs = self._forward(batch)
@@ -128,57 +129,71 @@ class Trainer:
         with torch.no_grad():
             for keeper in recipe.keepers:
                 keeper.observe(ctx)
+            for observer in self.observers:
+                observer(self, ctx)
         self._note({"loss": loss, **{name: value for name, (value, _) in terms.items()}, **ctx.logs})
 
+    def _surveys(self) -> None:
+        """Give keepers the surveys that they ask for; one pass serves all that ask for the same view."""
+        clock = self.clock()
+        asked = [(keeper, keeper.wants_survey(clock)) for keeper in self.recipe.keepers]
+        for view in sorted({view for _, view in asked if view is not None}):
+            survey = self.survey(view)
+            for keeper, wanted in asked:
+                if wanted == view:
+                    keeper.survey(survey)
+            self.ema.copy(self.raw, "parts.")  # a survey may have started them
+
     def _batch(self, step: int) -> Batch:
-        rows, cache, augment = self.labeled.at(step), self.data.cache, self.augmenter
-        where = torch.from_numpy(np.searchsorted(self._view_rows, rows)).to(self.fabric.device)
-        x = augment.weak(augment.upload(cache.gather(rows)), rows, step, "l")
-        unlabeled: Rows = np.zeros(0, np.int64)
-        views: dict[str, Tensor] = {}
-        if self.recipe.views:
-            unlabeled = self.unlabeled.at(step)
-            pixels = augment.upload(cache.gather(unlabeled))
-            for name in sorted(self.recipe.views):
-                make = augment.weak if name.startswith("w") else augment.strong
-                views[name] = make(pixels, unlabeled, step, name)
-        columns = {name: column[where] for name, column in self._view.items()}
+        rows = self.labeled.at(step)
+        unlabeled: Rows = self.unlabeled.at(step) if self.recipe.views else np.zeros(0, np.int64)
+        views = self.ahead.at(step)
         place = self.fabric.device
+        where = torch.from_numpy(np.searchsorted(self._view_rows, rows)).to(place)
         return Batch(
             rows=torch.from_numpy(rows).to(place),
-            x=x,
+            x=views.pop("l"),
             unlabeled_rows=torch.from_numpy(unlabeled).to(place),
             views=views,
-            **columns,
+            **{name: column[where] for name, column in self._view.items()},
         )
 
     def _forward(self, batch: Batch) -> dict[str, NetOut]:
         """Run the student on every view that is trained, and on the weak ones when it makes its own pseudo-labels."""
         recipe = self.recipe
-        inputs = {"l": batch.x}
-        for name, x in batch.views.items():
-            if name in recipe.grad_views or (name.startswith("w") and recipe.pseudo_source == "student_train"):
-                inputs[name] = x
+        unlabeled = {
+            name: x
+            for name, x in batch.views.items()
+            if name in recipe.grad_views or (name.startswith("w") and recipe.pseudo_source == "student_train")
+        }
         self.network.train()
-        if recipe.forward_mode == "concat":
-            return split(run(self.network, join(list(inputs.values()))), {k: len(v) for k, v in inputs.items()})
-        outs = {}
-        for name, x in inputs.items():
-            with torch.set_grad_enabled(name == "l" or name in recipe.grad_views):
-                outs[name] = run(self.network, x)
+        frozen = recipe.batchnorm == "freeze"
+        if recipe.forward_mode == "concat" and not frozen:
+            return self._together({"l": batch.x} | unlabeled)
+        outs = {"l": run(self.network, batch.x)}
+        with frozen_statistics(self.raw) if frozen else nullcontext():
+            if recipe.forward_mode == "concat":
+                return outs | (self._together(unlabeled) if unlabeled else {})
+            for name, x in unlabeled.items():
+                with torch.set_grad_enabled(name in recipe.grad_views):
+                    outs[name] = run(self.network, x)
         return outs
+
+    def _together(self, inputs: dict[str, Tensor]) -> dict[str, NetOut]:
+        return split(run(self.network, join(list(inputs.values()))), {name: len(x) for name, x in inputs.items()})
 
     @torch.no_grad()
     def _score(self, batch: Batch, outs: dict[str, NetOut]) -> dict[str, Scores]:
         """Read the weak views and the labeled one by the pseudo-label source; adds outputs that are not there yet.
 
-        Without keepers nobody asks about the labeled view's teacher, so the student's own reading does.
+        Where no keeper asks about the labeled view, the student's own reading of it does.
         """
         recipe = self.recipe
         weak = sorted(name for name in batch.views if name.startswith("w"))
         read = dict(outs)
         if recipe.pseudo_source != "student_train":
-            inputs = {name: batch.views[name] for name in weak} | ({"l": batch.x} if recipe.keepers else {})
+            asked = any(keeper.reads_labeled for keeper in recipe.keepers)
+            inputs = {name: batch.views[name] for name in weak} | ({"l": batch.x} if asked else {})
             if inputs:
                 sizes = {k: len(v) for k, v in inputs.items()}
                 read |= split(self._evaluate(join(list(inputs.values()))), sizes)
@@ -186,8 +201,7 @@ class Trainer:
                 outs.setdefault(name, read[name])
         scores = {"l": self._read(read["l"])}
         if weak:
-            p = torch.stack([self._read(read[name]).p for name in weak]).mean(dim=0)
-            scores["w"] = Scores.of(p)
+            scores["w"] = Scores.mean([self._read(read[name]) for name in weak])
         return scores
 
     def _read(self, out: NetOut) -> Scores:
@@ -202,22 +216,24 @@ class Trainer:
             return run(self.ema.network, x)
 
     @torch.no_grad()
-    def survey(self) -> Survey:
-        """Read EMA features and scores, un-augmented, of a sample of the pool and of the labels."""
+    def survey(self, view: str = "x") -> Survey:
+        """Read EMA features and scores of a sample of the pool and of the labels: clean ("x"), weak or strong."""
         rng = np.random.default_rng(draws.key(self.config.seed, self.lifetime_step, 3))
-        pool = self._read_rows(sample(np.union1d(self.data.unlabeled, self._view_rows), POOL_SAMPLE, rng))[0]
+        pool = self._read_rows(sample(np.union1d(self.data.unlabeled, self._view_rows), POOL_SAMPLE, rng), view)[0]
         labeled = sample(self._view_rows, LABEL_SAMPLE, rng)
-        features, p = self._read_rows(labeled)
+        features, p = self._read_rows(labeled, view)
         given = self.data.view.given[np.searchsorted(self._view_rows, labeled)]
         place = self.fabric.device
-        return Survey(pool, torch.from_numpy(labeled).to(place), features, p, given.to(place))
+        return Survey(pool, torch.from_numpy(labeled).to(place), features, p, given.to(place), view)
 
-    def _read_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _read_rows(self, rows: Rows, view: str) -> tuple[Tensor, Tensor]:
         features, p = [], []
         for start in range(0, len(rows), 128):
-            x = self.augmenter.upload(self.data.cache.gather(rows[start : start + 128]))
+            part = rows[start : start + 128]
+            steps = np.full(len(part), self.lifetime_step, np.int64)
+            x = self.source.clean(part) if view == "x" else self.source.view(view, part, steps)
             with self.fabric.autocast():
-                out = run(self.ema.network, self.augmenter.normalise(x))
+                out = run(self.ema.network, x)
             features.append(out.f)
             p.append(self._read(out).p)
         return torch.cat(features), torch.cat(p)
@@ -326,28 +342,26 @@ def make_fabric(config: RunConfig) -> lightning_fabric.Fabric:
         raise InputError(f"cannot use device {config.device!r}: {error}") from error
 
 
-def make_optimizer(parameters: Iterator[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Make the optimiser; it sees parameters only, so weight decay cannot reach BatchNorm's statistics."""
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
-        )
-    maker = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return maker(parameters, config.lr, weight_decay=config.weight_decay)
-
-
-def set_rate(optimizer: Any, config: OptimizerConfig, step: int, steps: int) -> None:
-    """Set the learning rate of a step: linear rise, then constant or FixMatch's 7/16 cosine."""
-    rate = config.lr * min(1.0, (step + 1) / max(1, config.warmup_steps))
-    if config.schedule == "cosine":
-        rate *= math.cos(7 * math.pi / 16 * step / steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm's running statistics where they are; batches are still normalised by their own."""
+    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum
 
 
 def join(parts: list[Tensor]) -> Tensor:
-    """Put image batches together, channels last."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts).contiguous(memory_format=torch.channels_last)
+    """Put batches of images (channels last) or of features together."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = torch.cat(parts)
+    return joined.contiguous(memory_format=torch.channels_last) if joined.dim() == 4 else joined
 
 
 def sample(rows: Rows, most: int, rng: np.random.Generator) -> Rows:

@@ -36,6 +36,7 @@ class IdleKeeper:
     """A keeper that keeps nothing; real ones override what they need."""
 
     name = "idle"
+    reads_labeled = False
 
     def before_target(self, ctx: StepContext) -> None:
         """Do nothing."""
@@ -45,6 +46,10 @@ class IdleKeeper:
 
     def observe(self, ctx: StepContext) -> None:
         """Do nothing."""
+
+    def wants_survey(self, clock: Clock) -> str | None:
+        """Ask for none."""
+        return None
 
     def survey(self, survey: Survey) -> None:
         """Do nothing."""

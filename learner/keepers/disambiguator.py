@@ -112,6 +112,7 @@ class Disambiguator(IdleKeeper):
     """
 
     name = "disambiguator"
+    reads_labeled = True
 
     def __init__(self, num_classes: int, options: DisambiguatorOptions, prototypes: Prototypes, warmup: Warmup) -> None:
         """Start without doubts.

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from learner.keepers.base import IdleKeeper, KeeperOptions, Warmup
-from learner.parts import Event, StepContext, Survey
+from learner.parts import Clock, Event, StepContext, Survey
 
 _MEAN_WINDOW = 200  # steps that the running pool mean looks back on
 _DIRTY_SHARE = 0.05  # of a class's labels changed: its prototype is rebuilt
@@ -55,6 +55,7 @@ class Prototypes(IdleKeeper):
     """
 
     name = "prototypes"
+    reads_labeled = True
     _STATE = ("vectors:class0", "counts:class0", "labels:class0", "changed:class0", "mean", "mean_steps")
 
     def __init__(
@@ -134,6 +135,10 @@ class Prototypes(IdleKeeper):
     def dirty(self) -> Tensor:
         """Tell (K,) bool which classes had more than 5 % of their labels changed since they were last rebuilt."""
         return self.changed > _DIRTY_SHARE * self.labels.clamp(min=1)
+
+    def wants_survey(self, clock: Clock) -> str | None:
+        """Ask for the clean view at the start of a round."""
+        return "x" if clock.step == 0 else None
 
     @torch.no_grad()
     def survey(self, survey: Survey) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learner.parts import Batch, Clock, LabeledTarget, LabelView, NetOut, Recipe, StepContext
+from learner.models import Network, run
+from learner.parts import Batch, Clock, LabeledTarget, LabelView, NetOut, Recipe, Scores, StepContext, Survey
 
 FEATURE_DIM = 16
 
@@ -33,21 +34,13 @@ def make_blobs(num_classes: int = 4, size: int = 60, labeled: int = 4, spread: f
     return Blobs(x, y, rows[known], rows[~known], num_classes)
 
 
-class Network(nn.Module):
-    """A small MLP: points (B,2) to features (B,d) and logits."""
-
-    def __init__(self, num_classes: int, recipe: Recipe, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.trunk = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, FEATURE_DIM), nn.ReLU())
-        self.head = nn.Linear(FEATURE_DIM, num_classes)
-        self.recipe = recipe
-
-    def forward(self, x: Tensor) -> NetOut:
-        raw = self.trunk(x)
-        unit = self.recipe.feature_norm == "l2"
-        f = F.normalize(raw, dim=1) if unit else raw
-        return NetOut(raw, f, self.head(f * self.recipe.feature_scale if unit else f))
+def make_network(num_classes: int, recipe: Recipe, seed: int = 0) -> Network:
+    """A small MLP on points (B,2) with the recipe's adapters, head and parts."""
+    torch.manual_seed(seed)
+    trunk = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, FEATURE_DIM), nn.ReLU())
+    network = Network(trunk, FEATURE_DIM, num_classes, recipe, dropout=0.0)
+    nn.init.kaiming_uniform_(network.head.weight, a=5**0.5)
+    return network
 
 
 def single_labels(y: Tensor, num_classes: int) -> dict[str, Tensor]:
@@ -64,15 +57,18 @@ def single_labels(y: Tensor, num_classes: int) -> dict[str, Tensor]:
 def make_context(recipe: Recipe, outs: dict[str, NetOut], batch: Batch, clock: Clock, num_classes: int) -> StepContext:
     """Steps 2 and 3 of a training step: scores, keepers, targets."""
     with torch.no_grad():
-        scores = {v: recipe.scorer(outs[v]) for v in ("l", "w") if v in outs}
-    labeled = LabeledTarget(batch.target.clone(), torch.ones(len(batch.rows)))
-    ctx = StepContext(batch, outs, scores, clock, num_classes, labeled)
-    for keeper in recipe.keepers:
-        keeper.before_target(ctx)
-    if recipe.targeter is not None:
-        ctx.target = recipe.targeter(scores["w"], batch.unlabeled_rows, clock)
-    for keeper in recipe.keepers:
-        keeper.before_loss(ctx)
+        scores = {"l": recipe.scorer(outs["l"])}
+        weak = sorted(name for name in outs if name.startswith("w"))
+        if weak:
+            scores["w"] = Scores.mean([recipe.scorer(outs[name]) for name in weak])
+        labeled = LabeledTarget(batch.target.clone(), torch.ones(len(batch.rows)))
+        ctx = StepContext(batch, outs, scores, clock, num_classes, labeled)
+        for keeper in recipe.keepers:
+            keeper.before_target(ctx)
+        if recipe.targeter is not None:
+            ctx.target = recipe.targeter(scores["w"], batch.unlabeled_rows, clock)
+        for keeper in recipe.keepers:
+            keeper.before_loss(ctx)
     return ctx
 
 
@@ -81,7 +77,7 @@ class Session:
 
     def __init__(self, recipe: Recipe, blobs: Blobs, seed: int = 0, scope: str = "run", steps: int = 200) -> None:
         self.recipe, self.blobs, self.seed, self.scope, self.steps = recipe, blobs, seed, scope, steps
-        self.network = Network(blobs.num_classes, recipe, seed)
+        self.network = make_network(blobs.num_classes, recipe, seed)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=5e-3)
         self.done = 0
         self.last: StepContext | None = None
@@ -99,21 +95,40 @@ class Session:
             rows=rows,
             x=seen(rows, 0.05),
             unlabeled_rows=pool,
-            views={"w": seen(pool, 0.05), "s": seen(pool, 0.25)},
+            views={name: seen(pool, 0.05 if name.startswith("w") else 0.25) for name in ("w", "s", "w2", "s2")},
             **single_labels(blobs.y[rows], blobs.num_classes),
         )
+
+    def survey(self, clock: Clock) -> None:
+        """Give every keeper that asks a reading of all points."""
+        for keeper in self.recipe.keepers:
+            view = keeper.wants_survey(clock)
+            if view is not None:
+                keeper.survey(self.reading(view))
+
+    @torch.no_grad()
+    def reading(self, view: str = "x") -> Survey:
+        blobs = self.blobs
+        self.network.eval()
+        pool, labeled = run(self.network, blobs.x), run(self.network, blobs.x[blobs.labeled])
+        self.network.train()
+        return Survey(pool.f, blobs.labeled, labeled.f, self.recipe.scorer(labeled).p, blobs.y[blobs.labeled], view)
 
     def step(self) -> float:
         batch = self.batch(self.done)
         clock = Clock(self.done, 0, self.done, self.steps, ramp_scope=self.scope)
-        outs = {"l": self.network(batch.x)} | {v: self.network(batch.views[v]) for v in sorted(self.recipe.views)}
+        self.survey(clock)
+        torch.manual_seed(self.seed + self.done)
+        outs = {"l": run(self.network, batch.x)}
+        outs |= {v: run(self.network, batch.views[v]) for v in sorted(self.recipe.views)}
         ctx = make_context(self.recipe, outs, batch, clock, self.blobs.num_classes)
         loss = sum((weight * term(ctx) for term, weight in self.recipe.losses), torch.zeros(()))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        for keeper in self.recipe.keepers:
-            keeper.observe(ctx)
+        with torch.no_grad():
+            for keeper in self.recipe.keepers:
+                keeper.observe(ctx)
         self.done += 1
         self.last = ctx
         return float(loss.detach())
@@ -122,9 +137,11 @@ class Session:
         return [self.step() for _ in range(steps)]
 
     def accuracy(self, rows: Tensor) -> float:
+        self.network.eval()
         with torch.no_grad():
-            z = self.network(self.blobs.x[rows]).z
-        return float((z.argmax(1) == self.blobs.y[rows]).float().mean())
+            hard = self.recipe.scorer(run(self.network, self.blobs.x[rows])).hard
+        self.network.train()
+        return float((hard == self.blobs.y[rows]).float().mean())
 
     def view(self) -> LabelView:
         fields = single_labels(self.blobs.y[self.blobs.labeled], self.blobs.num_classes)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learner.methods import available, build
+from learner.models import run
 from learner.parts import Batch, Clock, NetOut, Recipe, StepContext
 from learner.state import permute_classes
 from tests.learner.blobs import FEATURE_DIM, Blobs, Session, make_blobs, make_context, single_labels
@@ -25,7 +26,10 @@ QUICK["lion_annotation"] = QUICK["lion"]
 
 
 def quick(name: str, num_classes: int = 4, feature_dim: int = FEATURE_DIM) -> Recipe:
-    return build(name, num_classes, feature_dim, QUICK.get(name, {}))
+    return still(build(name, num_classes, feature_dim, QUICK.get(name, {})))
+
+
+VIEWS = ("l", "w", "s", "w2", "s2")
 
 
 def random_step(num_classes: int, size: int, seed: int = 0, scale: float = 1.0) -> tuple[Batch, dict[str, Tensor]]:
@@ -39,16 +43,42 @@ def random_step(num_classes: int, size: int, seed: int = 0, scale: float = 1.0) 
         views={},
         **single_labels(y, num_classes),
     )
-    return batch, {v: scale * torch.randn(size, num_classes, generator=draw) for v in ("l", "w", "s")}
+    return batch, {v: scale * torch.randn(size, num_classes, generator=draw) for v in VIEWS}
 
 
-def outputs(logits: dict[str, Tensor], seed: int = 0) -> dict[str, NetOut]:
+def features(logits: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(len(z), FEATURE_DIM, generator=draw) for name, z in logits.items()}
+
+
+def outputs(recipe: Recipe, logits: dict[str, Tensor], given: dict[str, Tensor] | None = None) -> dict[str, NetOut]:
+    """What a network without backbone would say: given features and head logits, through adapters and parts."""
     outs = {}
-    for name, z in logits.items():
-        f = torch.randn(len(z), FEATURE_DIM, generator=draw)
-        outs[name] = NetOut(f, f, z)
+    for name, f in (given or features(logits)).items():
+        if name != "l" and name not in recipe.views:
+            continue
+        aux: dict[str, Tensor] = {}
+        raw, z = f, logits[name]
+        for adapter in recipe.feature_adapters:
+            f = adapter(f, aux)
+        if recipe.feature_norm == "l2":
+            f = torch.nn.functional.normalize(f, dim=1)
+        seen = f
+        for adapter in recipe.head_adapters:
+            seen = adapter(seen, aux)
+        for adapter in recipe.logit_adapters:
+            z = adapter(z, f, aux)
+        for part in recipe.parts.values():
+            part(f, aux)
+        outs[name] = NetOut(raw, f, z, aux)
     return outs
+
+
+def still(recipe: Recipe) -> Recipe:
+    """Adapters without their training noise, so that equal inputs give equal outputs."""
+    for module in (*recipe.feature_adapters, *recipe.head_adapters, *recipe.logit_adapters, *recipe.parts.values()):
+        module.eval()
+    return recipe
 
 
 def total(recipe: Recipe, ctx: StepContext) -> Tensor:
@@ -134,7 +164,7 @@ class MethodContract:
         for turn in range(6):  # the first steps fill the state that later ones read
             batch, logits = random_step(num_classes, size, turn, scale)
             leaves = {v: z.requires_grad_() for v, z in logits.items()}
-            ctx = make_context(recipe, outputs(leaves), batch, LATE, num_classes)
+            ctx = make_context(recipe, outputs(recipe, leaves), batch, LATE, num_classes)
             loss = total(recipe, ctx)
             loss.backward()
             assert torch.isfinite(loss)
@@ -150,7 +180,7 @@ class MethodContract:
             leaves = {v: (1e4 * z.sign()).requires_grad_() for v, z in logits.items()}
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
                 z = {v: leaf @ torch.eye(8) for v, leaf in leaves.items()}
-                loss = total(recipe, make_context(recipe, outputs(z), batch, LATE, 8))
+                loss = total(recipe, make_context(recipe, outputs(recipe, z), batch, LATE, 8))
             loss.backward()
             assert loss.dtype == torch.float32
             assert torch.isfinite(loss)
@@ -161,12 +191,14 @@ class MethodContract:
         order = torch.tensor([3, 0, 4, 1, 2])
         for turn in range(8):
             batch, logits = random_step(4, 5, turn, 3.0)
-            outs = outputs(logits)
+            seen = features(logits)
+            outs = outputs(straight, logits, seen)
             fields = ("rows", "x", "target", "allowed", "excluded", "given", "locked", "unlabeled_rows")
             mixed = replace(batch, **{name: getattr(batch, name)[order] for name in fields})
-            turned = {v: NetOut(o.f_raw[order], o.f[order], o.z[order]) for v, o in outs.items()}
+            turned = {v: z[order] for v, z in logits.items()}
             one = make_context(straight, outs, batch, LATE, 4)
-            two = make_context(shuffled, turned, mixed, LATE, 4)
+            moved = outputs(shuffled, turned, {v: f[order] for v, f in seen.items()})
+            two = make_context(shuffled, moved, mixed, LATE, 4)
             torch.testing.assert_close(total(straight, one), total(shuffled, two))
             for recipe, ctx in ((straight, one), (shuffled, two)):
                 for keeper in recipe.keepers:
@@ -181,8 +213,9 @@ class MethodContract:
             batch, logits = random_step(5, 4, turn, 3.0)
             columns = {name: getattr(batch, name)[:, order] for name in ("target", "allowed", "excluded")}
             other = replace(batch, given=place[batch.given], **columns)
-            one = make_context(straight, outputs(logits), batch, LATE, 5)
-            two = make_context(renamed, outputs({v: z[:, order] for v, z in logits.items()}), other, LATE, 5)
+            one = make_context(straight, outputs(straight, logits), batch, LATE, 5)
+            turned = {v: z[:, order] for v, z in logits.items()}
+            two = make_context(renamed, outputs(renamed, turned), other, LATE, 5)
             torch.testing.assert_close(total(straight, one), total(renamed, two))
             for recipe, ctx in ((straight, one), (renamed, two)):
                 for keeper in recipe.keepers:
@@ -205,16 +238,16 @@ class MethodContract:
         reached: set[str] = set()
         for turn in range(12):
             batch, logits = random_step(4, 5, turn, 4.0)
-            outs = outputs({v: z.requires_grad_() for v, z in logits.items()})
-            for out in outs.values():
-                out.f.requires_grad_()
-            ctx = make_context(recipe, outs, batch, LATE, 4)
+            leaves = {v: z.requires_grad_() for v, z in logits.items()}
+            seen = {v: f.requires_grad_() for v, f in features(logits).items()}
+            ctx = make_context(recipe, outputs(recipe, leaves, seen), batch, LATE, 4)
             total(recipe, ctx).backward()
-            reached |= {v for v, z in logits.items() if z.grad is not None and bool((z.grad != 0).any())}
-            assert all(out.f.grad is None for out in outs.values())  # nothing but logits trains
-            for keeper in recipe.keepers:
-                keeper.observe(ctx)
-                assert not any(t.requires_grad for t in keeper.state_dict().values())
+            touched = [(v, leaf.grad) for group in (leaves, seen) for v, leaf in group.items()]
+            reached |= {v for v, grad in touched if grad is not None and bool((grad != 0).any())}
+            with torch.no_grad():
+                for keeper in recipe.keepers:
+                    keeper.observe(ctx)
+                    assert not any(t.requires_grad for t in keeper.state_dict().values())
             if ctx.target is not None:
                 assert not ctx.target.weight.requires_grad
         assert reached == recipe.grad_views | {"l"}
@@ -225,7 +258,11 @@ class MethodContract:
         before = keeper_states(session.recipe)
         rows = torch.arange(len(session.blobs.y)).flip(0)
         with torch.no_grad():
-            scores = session.recipe.scorer(session.network(session.blobs.x[rows]))
+            out = run(session.network.eval(), session.blobs.x[rows])
+            scores = session.recipe.scorer(out)
+            for reader in session.recipe.readers:
+                for name, column in reader(out, scores, scores).items():
+                    assert len(column) == len(rows), name
         for keeper in session.recipe.keepers:
             for name, column in keeper.signals(rows, scores, session.view()).items():
                 assert len(column) == len(rows), name
@@ -237,35 +274,16 @@ class MethodContract:
         for turn in range(10):
             batch, logits = random_step(4, 5, turn, 5.0)
             target, given = batch.target.clone(), batch.given.clone()
-            ctx = make_context(recipe, outputs(logits), batch, LATE, 4)
+            ctx = make_context(recipe, outputs(recipe, logits), batch, LATE, 4)
             for keeper in recipe.keepers:
                 keeper.observe(ctx)
             assert torch.equal(batch.target, target)
             assert torch.equal(batch.given, given)
 
 
-class TestSupervised(MethodContract):
-    name = "supervised"
-
-
-class TestFixMatch(MethodContract):
-    name = "fixmatch"
-
-
-class TestLion(MethodContract):
-    name = "lion"
-
-
-class TestLionAnnotation(MethodContract):
-    name = "lion_annotation"
-
-
-class TestLionPaper(MethodContract):
-    name = "lion_paper"
-
-
-class TestLionOfficial(MethodContract):
-    name = "lion_official"
+for preset in available():  # one class a method, as if each had been written out
+    title = "Test" + "".join(word.capitalize() for word in preset.replace("+", "_").split("_"))
+    globals()[title] = type(title, (MethodContract,), {"name": preset})
 
 
 def test_every_method_is_under_contract() -> None:
