@@ -101,8 +101,8 @@ def learning_status(counts: Tensor, num_unselected: Tensor | int, warmup: bool =
     return n / largest.clamp(min=1e-12)
 
 
-Mapping = Literal["convex", "linear", "low_limit", "concave"]
-_MAPPINGS: dict[Mapping, Callable[[Tensor], Tensor]] = {
+ThresholdMapping = Literal["convex", "linear", "low_limit", "concave"]
+_MAPPINGS: dict[ThresholdMapping, Callable[[Tensor], Tensor]] = {
     "convex": lambda beta: beta / (2 - beta),
     "linear": lambda beta: (beta + 1) / 2,
     "low_limit": lambda beta: 1 / (2 - beta),
@@ -115,7 +115,7 @@ def flexmatch_thresholds(
     num_unselected: Tensor | int,
     threshold: float = 0.95,
     warmup: bool = True,
-    mapping: Mapping = "convex",
+    mapping: ThresholdMapping = "convex",
     minimum: float = 0.0,
 ) -> Tensor:
     """FlexMatch's thresholds T (K,): threshold * M(beta_c), at least `minimum`; beta as in `learning_status`.

@@ -12,6 +12,7 @@ class Layout(TypedDict):
     feature_scale: float
     forward_mode: str
     pseudo_source: str
+    batchnorm: str
 
 
 class Options(BaseModel):
@@ -19,7 +20,7 @@ class Options(BaseModel):
 
     feature_norm, feature_scale: logits are W (scale * f / |f|) + b, or W f + b with "none"; forward_mode: views
     through the network together or one by one (BatchNorm sees the difference); pseudo_source: which model makes the
-    pseudo-labels.
+    pseudo-labels; batchnorm: whether unlabeled views move BatchNorm's running statistics.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +29,7 @@ class Options(BaseModel):
     feature_scale: float = Field(16.0, gt=0)
     forward_mode: Literal["concat", "separate"] = "concat"
     pseudo_source: Literal["student_train", "student_eval", "ema_eval"] = "ema_eval"
+    batchnorm: Literal["update", "freeze"] = "update"
 
     def layout(self) -> Layout:
         """Return the recipe fields that come straight from these options."""
@@ -36,4 +38,5 @@ class Options(BaseModel):
             feature_scale=self.feature_scale,
             forward_mode=self.forward_mode,
             pseudo_source=self.pseudo_source,
+            batchnorm=self.batchnorm,
         )
