@@ -38,6 +38,9 @@ class IdleKeeper:
     name = "idle"
     reads_labeled = False
 
+    def start_run(self, unlabeled: Tensor) -> None:
+        """Do nothing."""
+
     def before_target(self, ctx: StepContext) -> None:
         """Do nothing."""
 
