@@ -3,6 +3,7 @@
 Every expert has weights of its own, unlike in the public code, where one module stands n times in the list.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,8 +11,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learner.gates import Combine, GateActivation, combine_experts, topk_gate
+from learner.gates import Combine, GateActivation, combine_experts, importance_spread, topk_gate
 from learner.keepers.base import KeeperOptions
+from learner.parts import StepContext
 
 Kind = Literal["residual", "bottleneck", "linear"]
 Level = Literal["semantic", "instance"]
@@ -28,8 +30,8 @@ class ExpertOptions(KeeperOptions):
     `top` (2, or 1 where there is but one). rank: hidden width in place of D//2, or rank of a linear expert; for the
     features of a frozen encoder, where full-width experts learn a hundred labels by heart. gate_act: none takes the
     softmax of raw scores, softplus is the paper's. style: switch keeps the softmax over all experts, the only way to
-    train a gate that opens one. noise on the scores in training. combine: weighted sum, or the public code's log of summed
-    exponentials. zero_init: residual experts start as the identity. gate_std: first weights of the gate.
+    train a gate that opens one. noise on the scores in training. combine: weighted sum, or the public code's log of
+    summed exponentials. zero_init: residual experts start as the identity. gate_std: first weights of the gate.
     balance: the term that spreads the load; auto switches it on for good once one expert's running share of the gate
     weights exceeds balance_above.
     """
@@ -185,6 +187,7 @@ class FeatureEaf(nn.Module):
 
     def forward(self, f: Tensor, aux: dict[str, Tensor]) -> Tensor:
         """Return the adapted features (B,d); leave the gate weights (B,n) of several experts in `aux`."""
+        out: Tensor
         out, gate = self.experts(f)
         if gate.shape[1] > 1:
             aux[gate_key(self.level)] = gate
@@ -202,6 +205,7 @@ class LogitEaf(nn.Module):
 
     def forward(self, z: Tensor, f: Tensor, aux: dict[str, Tensor]) -> Tensor:
         """Return the adapted logits (B,K); leave the gate weights (B,n) of several experts in `aux`."""
+        out: Tensor
         out, gate = self.experts(z)
         if gate.shape[1] > 1:
             aux[gate_key(self.level)] = gate
@@ -211,3 +215,36 @@ class LogitEaf(nn.Module):
 def gate_key(level: Level) -> str:
     """Name the gate weights of a level in `NetOut.aux`."""
     return f"gate_{level}"
+
+
+@dataclass(frozen=True, slots=True)
+class GateBalance:
+    """Spread the load over the experts: the levels' CV^2 of importance over the student's views, summed.
+
+    A level whose balance is "auto" counts from when it is lopsided. Logs every expert's share of the gate weights.
+    """
+
+    adapters: tuple[FeatureEaf | LogitEaf, ...]
+    grad_views: frozenset[str]
+    name: str = "gate_balance"
+
+    @property
+    def views(self) -> frozenset[str]:
+        """The unlabeled views that are trained anyway."""
+        return self.grad_views
+
+    def __call__(self, ctx: StepContext) -> Tensor:
+        """Return the scalar loss; exactly 0 where no level needs it."""
+        total = ctx.outs["l"].z.sum() * 0
+        for adapter in self.adapters:
+            key, experts = gate_key(adapter.level), adapter.experts
+            gates = [ctx.outs[view].aux[key] for view in ("l", *sorted(self.grad_views)) if key in ctx.outs[view].aux]
+            if not gates:
+                continue
+            gate = torch.cat(gates)
+            for index, share in enumerate(gate.detach().mean(dim=0)):
+                ctx.logs[f"{key}/{index}"] = share
+            if experts.options.balance != "off":
+                due = experts.lopsided if experts.options.balance == "auto" else torch.ones_like(experts.lopsided)
+                total = total + importance_spread(gate) * due.to(gate.dtype)
+        return total

@@ -38,7 +38,8 @@ def topk_gate(scores: Tensor, k: int, activation: GateActivation = "none", switc
 
 def gate_entropy(gate: Tensor) -> Tensor:
     """Entropy (B,) in nats of gate weights (B,n); at most ln k for k open gates."""
-    return torch.special.entr(gate).sum(dim=1)
+    entropy: Tensor = torch.special.entr(gate).sum(dim=1)
+    return entropy
 
 
 def importance_spread(gate: Tensor) -> Tensor:

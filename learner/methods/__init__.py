@@ -12,13 +12,20 @@ from pydantic import BaseModel, ValidationError
 
 from learner.methods.adacm import AdaCMOptions, adacm
 from learner.methods.adamatch import AdaMatchOptions, adamatch
+from learner.methods.eaf import EafOptions, with_eaf
 from learner.methods.fixmatch import FixMatchOptions, fixmatch
 from learner.methods.flexmatch import FlexMatchOptions, flexmatch
 from learner.methods.freematch import FreeMatchOptions, freematch
+from learner.methods.leaf import OFFICIAL as LEAF_OFFICIAL
+from learner.methods.leaf import LeafOptions, leaf
 from learner.methods.lion import OFFICIAL, PAPER, LionOptions, lion
+from learner.methods.loop import LOOP
+from learner.methods.loop import SPEC as LOOP_SPEC
 from learner.methods.mean_teacher import MeanTeacherOptions, mean_teacher
 from learner.methods.pi import PiOptions, pi
 from learner.methods.pseudo_label import PseudoLabelOptions, pseudo_label
+from learner.methods.remop import OFFICIAL as REMOP_OFFICIAL
+from learner.methods.remop import PLAIN, RemopOptions, with_remop
 from learner.methods.softmatch import SoftMatchOptions, softmatch
 from learner.methods.supervised import SupervisedOptions, supervised
 from learner.parts import Recipe
@@ -37,11 +44,15 @@ HOSTS: dict[str, Host] = {
     "pi": (PiOptions, pi),
     "pseudo_label": (PseudoLabelOptions, pseudo_label),
     "mean_teacher": (MeanTeacherOptions, mean_teacher),
+    "leaf": (LeafOptions, leaf),
     "lion": (LionOptions, lion),
 }
 
 # In the order in which they are applied to the host, whatever the order in the name.
-PLUG_INS: dict[str, PlugIn] = {}
+PLUG_INS: dict[str, PlugIn] = {
+    "eaf": (EafOptions, with_eaf),
+    "remop": (RemopOptions, with_remop),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +74,21 @@ PRESETS: dict[str, Preset] = {
     "pi": Preset("pi"),
     "pseudo_label": Preset("pseudo_label"),
     "mean_teacher": Preset("mean_teacher"),
+    "eaf+fixmatch": Preset("eaf+fixmatch"),
+    "eaf+flexmatch": Preset("eaf+flexmatch"),
+    "leaf": Preset("leaf"),
+    "leaf_official": Preset("eaf+adacm", LEAF_OFFICIAL),
     "lion": Preset("lion"),  # the annotation loop's; lion_annotation is the same by its full name
     "lion_annotation": Preset("lion"),
     "lion_paper": Preset("lion", PAPER),
     "lion_official": Preset("lion", OFFICIAL),
+    "remop": Preset("remop+fixmatch", PLAIN),  # the paper's; remop+fixmatch is the same by its full name
+    "remop+fixmatch": Preset("remop+fixmatch", PLAIN),
+    "remop+flexmatch": Preset("remop+flexmatch", PLAIN),
+    "remop+adacm": Preset("remop+adacm"),
+    "remop_official": Preset("remop+fixmatch", REMOP_OFFICIAL),
+    "lion+remop": Preset("remop+lion"),
+    "loop": Preset(LOOP_SPEC, LOOP),
 }
 
 MAX_CLASSES = 62  # class sets are kept as bits of an int64
