@@ -21,15 +21,20 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from torch import Tensor
 
-from learner import draws
+from learner import draws, methods
+from learner.config import RunConfig
 from learner.data import Rows
 from learner.errors import InputError, PixelsMissingError
+from learner.models import FEATURES
 
 FORMAT = 1
 SHARD_ROWS = 2048
 SECTIONS = ("full", "clean")
+EXPERT_RANK = 32
+EXPERT_DECAY = 0.02
 _PURPOSES = {"l": 41, "w": 42, "w2": 43, "s": 44, "s2": 45}
 _SHARD = re.compile(r"^(.+)-(full|clean)-(\d{9})-(\d{9})\.npy$")
 F16 = NDArray[np.float16]
@@ -168,6 +173,19 @@ class FeatureBank:
         """Return those of `rows` that have every view, in their order."""
         return rows[self._full.find(rows) >= 0]
 
+    def check(self, labeled: Rows) -> None:
+        """Refuse labels that cannot be learned from.
+
+        Raises:
+            InputError: a labeled row has no views.
+        """
+        missing = labeled[self._full.find(labeled) < 0]
+        if len(missing):
+            raise InputError(
+                f"{len(missing)} labeled rows have no views in {self.folder}, first {missing[:5].tolist()}; add them "
+                "with: python -m learner bank"
+            )
+
     def has(self, rows: Rows) -> NDArray[np.bool_]:
         """Tell which rows (B,) have a clean feature at least."""
         return (self._full.find(rows) >= 0) | (self._clean.find(rows) >= 0)
@@ -209,6 +227,33 @@ class FeatureBank:
         features = (encoder(faces) - fitted["mean"]) * np.float32(fitted["scale"][0])
         rounded: F32 = features.astype(np.float16).astype(np.float32)
         return rounded
+
+
+def adapt(config: RunConfig) -> RunConfig:
+    """Return a configuration for training on a bank: backbone "features", small experts, calibrated LION.
+
+    EAF experts get rank `EXPERT_RANK` where no rank is asked for, and weight decay where there is none: full-width ones
+    learn a hundred labels by heart. LION's bank of complementary labels needs calibrated probabilities.
+
+    Raises:
+        InputError: an unknown method or option.
+    """
+    try:
+        resolved = methods.resolve(config.method, config.options)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    method, options, optimizer = config.method, dict(config.options), config.optimizer
+    everyone = {"": resolved.options, **resolved.plug_ins}
+    for place in [name for name, chosen in everyone.items() if hasattr(chosen, "experts")]:
+        section = dict(options.get(place, {})) if place else options
+        section["experts"] = {"rank": EXPERT_RANK} | dict(section.get("experts", {}))
+        options |= {place: section} if place else section
+        optimizer = optimizer.model_copy(update={"weight_decay": optimizer.weight_decay or EXPERT_DECAY})
+    if resolved.host == "lion" and "calibrated" not in resolved.plug_ins:
+        method = f"{method}+calibrated"
+    backbone = config.backbone.model_copy(update={"name": FEATURES, "weights": None})
+    changed = {"method": method, "options": options, "optimizer": optimizer, "backbone": backbone}
+    return config.replace(**{k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in changed.items()})
 
 
 class BankSource:

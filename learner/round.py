@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from learner import checkpoint, snapshot
+from learner.bank import FeatureBank
 from learner.config import RunConfig, write_json
 from learner.data import PixelCache, Rows, load_view
 from learner.errors import InputError, LearnerError
@@ -50,6 +51,8 @@ class RunFiles:
     def read(cls, folder: Path) -> "RunFiles":
         """Read `config.json`, `view.npz`, `unlabeled.npy`, `all.npy`, `pool.json` and perhaps `eval.npz`.
 
+        `pool.json` names a pixel cache, or a feature bank, of whose rows without views nothing is learned.
+
         Raises:
             InputError: a file is missing or contradicts another.
             PixelsMissingError: the cache is missing.
@@ -64,13 +67,19 @@ class RunFiles:
             if (folder / "eval.npz").exists():
                 with np.load(folder / "eval.npz", allow_pickle=False) as data:
                     truth = {name: data[name] for name in ("rows", "truth")}
-            cache, previous = Path(pool["cache"]), pool.get("previous")
+            bank, previous = pool.get("bank"), pool.get("previous")
+            cache = None if bank else Path(pool["cache"])
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{folder} is no complete run folder: {error}") from error
         both = np.intersect1d(unlabeled, view.rows.numpy())
         if len(both):
             raise InputError(f"{len(both)} rows are labeled and unlabeled at once, first {both[:5].tolist()}")
-        training = TrainingData(PixelCache(cache, config.image_size), view, unlabeled)
+        if cache is None:
+            features = FeatureBank(bank)
+            features.check(view.rows.numpy())
+            training = TrainingData(features, view, features.trainable(unlabeled))
+        else:
+            training = TrainingData(PixelCache(cache, config.image_size), view, unlabeled)
         return cls(folder, config, training, everything, Path(previous) if previous else None, truth)
 
 
@@ -166,7 +175,7 @@ class Round:
             files.config,
             len(files.data.view.classes),
             weights=not resumed and files.previous is None,
-            feature_dim=None,
+            feature_dim=files.data.faces.dim if isinstance(files.data.faces, FeatureBank) else None,
         )
         self.trainer = Trainer(files.config, made.recipe, made.network, files.data)
         self.seconds = 0.0

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learner import checkpoint, methods
+from learner.bank import FeatureBank
 from learner.config import RunConfig, write_json
 from learner.data import PixelCache
 from learner.errors import CheckpointError, InputError
@@ -53,9 +54,15 @@ def assemble(config: RunConfig, num_classes: int, weights: bool = True, feature_
     return Assembled(recipe, build_network(config.backbone, num_classes, recipe, made))
 
 
-def shape_of(config: RunConfig, recipe: Recipe) -> dict[str, Any]:
-    """Say which network a run trains."""
-    return {"backbone": config.backbone.name, "feature_norm": recipe.feature_norm, "image_size": config.image_size}
+def shape_of(trainer: Trainer) -> dict[str, Any]:
+    """Say which network a run trains, and on whose features where it reads a bank."""
+    config, faces = trainer.config, trainer.data.faces
+    shape = {
+        "backbone": config.backbone.name,
+        "feature_norm": trainer.recipe.feature_norm,
+        "image_size": config.image_size,
+    }
+    return shape | ({"encoder": faces.encoder} if isinstance(faces, FeatureBank) else {})
 
 
 def write_snapshot(folder: Path, trainer: Trainer) -> None:
@@ -76,7 +83,7 @@ def write_snapshot(folder: Path, trainer: Trainer) -> None:
             "label_seq": view.label_seq,
             "round": trainer.round,
             "lifetime_step": trainer.lifetime_step,
-            **shape_of(trainer.config, trainer.recipe),
+            **shape_of(trainer),
         },
     )
     trainer.config.save(folder / "config.json")
@@ -93,7 +100,7 @@ class Snapshot:
     round: int
     lifetime_step: int
 
-    def predictor(self, faces: PixelCache) -> Predictor:
+    def predictor(self, faces: PixelCache | FeatureBank) -> Predictor:
         """Make a predictor on the CPU or the configured device."""
         device = make_fabric(self.config).device
         source = make_source(faces, self.config, device)
@@ -144,7 +151,7 @@ def warm_start(trainer: Trainer, folder: Path) -> None:
         CheckpointError: the snapshot is incomplete or does not fit.
     """
     meta = read_meta(folder)
-    if any(meta.get(key) != value for key, value in shape_of(trainer.config, trainer.recipe).items()):
+    if any(meta.get(key) != value for key, value in shape_of(trainer).items()):
         begin(trainer)
         return
     old, new = list(meta["classes"]), list(trainer.data.view.classes)

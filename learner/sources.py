@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from learner.augment import Augmenter
+from learner.bank import BankSource, FeatureBank
 from learner.config import RunConfig
 from learner.data import Balanced, Cycle, PixelCache, Rows
 
@@ -57,6 +58,8 @@ class Ahead:
         return made
 
 
-def make_source(faces: PixelCache, config: RunConfig, device: torch.device) -> Source:
+def make_source(faces: PixelCache | FeatureBank, config: RunConfig, device: torch.device) -> Source:
     """Make the source of a run for its device."""
+    if isinstance(faces, FeatureBank):
+        return BankSource(faces, config.seed, device)
     return PixelSource(faces, Augmenter(config.augment, config.image_size, config.seed, device))

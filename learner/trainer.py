@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from learner import checkpoint, draws
+from learner.bank import FeatureBank
 from learner.config import RunConfig
 from learner.data import Balanced, Cycle, PixelCache
 from learner.errors import CheckpointError, DivergedError, InputError
@@ -33,7 +34,7 @@ POOL_SAMPLE, LABEL_SAMPLE = 1024, 2048  # rows that are read at the start of a r
 class TrainingData:
     """What a run learns from: faces by row, people's answers, and the rows without answers."""
 
-    faces: PixelCache
+    faces: PixelCache | FeatureBank
     view: LabelView
     unlabeled: Rows
 
@@ -67,6 +68,8 @@ class Trainer:
         self.logs: dict[str, float] = {}
         for table in recipe.tables:
             table.to(self.fabric.device)
+        for keeper in recipe.keepers:
+            keeper.start_run(torch.from_numpy(self.unlabeled.rows).to(self.fabric.device))
 
     def _samplers(self) -> tuple[Cycle | Balanced, Cycle]:
         config, view = self.config, self.data.view
@@ -159,12 +162,12 @@ class Trainer:
         )
 
     def _forward(self, batch: Batch) -> dict[str, NetOut]:
-        """Run the student on every view that is trained, and on the weak ones when it makes its own pseudo-labels."""
+        """Run the student on every view, but on the weak ones only where they are trained or it reads them itself."""
         recipe = self.recipe
         unlabeled = {
             name: x
             for name, x in batch.views.items()
-            if name in recipe.grad_views or (name.startswith("w") and recipe.pseudo_source == "student_train")
+            if name in recipe.grad_views or not name.startswith("w") or recipe.pseudo_source == "student_train"
         }
         self.network.train()
         frozen = recipe.batchnorm == "freeze"

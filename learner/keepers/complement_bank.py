@@ -64,6 +64,7 @@ class ComplementBank(IdleKeeper):
         self.num_classes = num_classes
         self.options = options
         self.reliable = reliable
+        self.delta = options.delta  # a calibrator may lower it
         self.cap = options.checked_cap(num_classes)
         self.round = 0
         self.table = SampleTable(
@@ -118,7 +119,7 @@ class ComplementBank(IdleKeeper):
         room = self.cap - bank.sum(dim=1, keepdim=True)
         if self.options.add == "one_per_visit":
             room = room.clamp(max=1)
-        return (q <= self.options.delta) & (rank < room)
+        return (q <= self.delta) & (rank < room)
 
     def on_event(self, event: Event) -> None:
         """Archive on labelling (nothing to do: the row is not read), empty on the way back, age between rounds."""

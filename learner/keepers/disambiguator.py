@@ -127,6 +127,7 @@ class Disambiguator(IdleKeeper):
         self.warmup = warmup
         self.decay = decay_of(options.half_life_visits)
         self.warm = True
+        self.temperature = options.temperature  # a calibrator may fit it
         self.table = SampleTable(
             {
                 "w": Column(torch.float32, width=num_classes, role="class1"),
@@ -181,7 +182,7 @@ class Disambiguator(IdleKeeper):
         entry = visit.p if cfg.w_init == "probs" else (1 / size).expand_as(visit.p)
         w = enter_and_leave(state["w"], candidates, previous, entry, cfg.normalise)
         usable = candidates & self.prototypes.is_set
-        w = move_weights(w, visit.cosines, usable, self._decay(state, clock), cfg.similarity, cfg.temperature)
+        w = move_weights(w, visit.cosines, usable, self._decay(state, clock), cfg.similarity, self.temperature)
         if cfg.normalise:
             w = w / w.sum(dim=1, keepdim=True).clamp(min=1e-12)
         best = w.masked_fill(~candidates, -torch.inf).max(dim=1)

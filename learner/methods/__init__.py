@@ -1,7 +1,7 @@
 """Methods by name. A method is one file that reads like its paper and returns a `Recipe`; a plug-in changes one.
 
-A name is a preset, or one host and any plug-ins joined by "+": "fixmatch", "eaf+fixmatch", "remop+eaf+flexmatch". The
-options of a plug-in stand under its name among the host's.
+A name is a preset, or one host and any plug-ins joined by "+": "fixmatch", "eaf+fixmatch", "remop+eaf+flexmatch";
+plug-ins may follow a preset: "lion_paper+calibrated". The options of a plug-in stand under its name among the host's.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,8 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from learner.keepers.calibrator import CalibratorOptions
 from learner.methods.adacm import AdaCMOptions, adacm
 from learner.methods.adamatch import AdaMatchOptions, adamatch
+from learner.methods.calibrated import with_calibration
 from learner.methods.eaf import EafOptions, with_eaf
 from learner.methods.fixmatch import FixMatchOptions, fixmatch
 from learner.methods.flexmatch import FlexMatchOptions, flexmatch
@@ -52,6 +54,7 @@ HOSTS: dict[str, Host] = {
 PLUG_INS: dict[str, PlugIn] = {
     "eaf": (EafOptions, with_eaf),
     "remop": (RemopOptions, with_remop),
+    "calibrated": (CalibratorOptions, with_calibration),
 }
 
 
@@ -114,13 +117,22 @@ def available() -> list[str]:
     return sorted(PRESETS)
 
 
+def preset_of(name: str) -> Preset:
+    """Return the preset of a name: a preset's, one with more plug-ins behind it, or the bare combination."""
+    base, _, last = name.rpartition("+")
+    if name in PRESETS or last not in PLUG_INS or not base:
+        return PRESETS.get(name) or Preset(name)
+    below = preset_of(base)
+    return Preset(f"{below.spec}+{last}", below.options)
+
+
 def resolve(name: str, options: Mapping[str, Any]) -> Resolved:
     """Check options and fill in the method's defaults.
 
     Raises:
         ValueError: unknown method, unknown option, or a value out of range; the message names it.
     """
-    preset = PRESETS.get(name) or Preset(name)
+    preset = preset_of(name)
     host, plug_ins = _take_apart(name, preset.spec)
     merged = _merged(preset.options, options)
     mine = {plug_in: merged.pop(plug_in, {}) for plug_in in plug_ins}
