@@ -11,6 +11,7 @@ from learner.keepers.disambiguator import Disambiguator
 from learner.keepers.prototypes import Prototypes
 from learner.methods import available, build, resolve
 from learner.methods.lion import LionOptions
+from learner.models import run
 from learner.parts import Recipe, Target
 from learner.terms import ConsistencyCE, NegativeConsistency, NegativeLearning, SupervisedCE
 from tests.learner.blobs import FEATURE_DIM, Session, make_blobs
@@ -45,8 +46,9 @@ def test_papers_weights_total_the_worked_example() -> None:
 
 
 def test_lion_is_the_annotation_loops_default() -> None:
-    assert resolve("lion", {}) == resolve("lion_annotation", {}) == LionOptions()
-    options = resolve("lion", {})
+    assert resolve("lion", {}) == resolve("lion_annotation", {})
+    options = resolve("lion", {}).options
+    assert options == LionOptions()
     assert isinstance(options, LionOptions)
     assert (options.reliable, options.bank.delta, options.labels.min_visits) == (0.83, 0.05, 30)
     assert (options.labels.ambiguity, options.labels.ambiguous_loss, options.pseudo_source) == (
@@ -58,7 +60,7 @@ def test_lion_is_the_annotation_loops_default() -> None:
 
 
 def test_benchmark_presets_lead_back_to_paper_and_code() -> None:
-    paper, official = resolve("lion_paper", {}), resolve("lion_official", {})
+    paper, official = resolve("lion_paper", {}).options, resolve("lion_official", {}).options
     assert isinstance(paper, LionOptions)
     assert isinstance(official, LionOptions)
     assert (paper.labels.ambiguity, paper.labels.w_init, paper.reduction) == ("strict", "probs", "selected")
@@ -68,7 +70,7 @@ def test_benchmark_presets_lead_back_to_paper_and_code() -> None:
 
 
 def test_options_override_presets_section_by_section() -> None:
-    options = resolve("lion_paper", {"labels": {"suggest": 0.9}, "bank": {"cap": 2}})
+    options = resolve("lion_paper", {"labels": {"suggest": 0.9}, "bank": {"cap": 2}}).options
     assert isinstance(options, LionOptions)
     assert (options.labels.suggest, options.labels.w_init, options.bank.cap) == (0.9, "probs", 2)
     assert options.bank.release_above is None
@@ -77,7 +79,11 @@ def test_options_override_presets_section_by_section() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("mixmatch", {}, "unknown method 'mixmatch'; available: fixmatch, lion"),
+        ("mixmatch", {}, "unknown method 'mixmatch'; available: adacm"),
+        ("fixmatch+lion", {}, "must name exactly one of"),
+        ("eaf", {}, "must name exactly one of"),
+        ("eaf+eaf+fixmatch", {}, "each plug-in once"),
+        ("eaf+fixmatch", {"eaf": {"experts": 0}}, "eaf.experts"),
         ("fixmatch", {"treshold": 0.9}, "treshold: Extra inputs"),
         ("fixmatch", {"threshold": 1.1}, "threshold: Input should be less than or equal to 1"),
         ("lion", {"reliable": 1.1}, "reliable: Input should be less than or equal to 1"),
@@ -103,7 +109,8 @@ def test_bad_sizes_fail(num_classes: int, feature_dim: int) -> None:
 
 
 def test_options_cannot_be_changed_later() -> None:
-    options = resolve("lion", {})
+    options = resolve("lion", {}).options
+    assert isinstance(options, LionOptions)
     with pytest.raises(ValueError, match="frozen"):
         options.feature_scale = 3.0
 
@@ -202,7 +209,7 @@ def test_lion_finds_the_wrong_labels() -> None:
     session.run(450)
     doubts, _, _ = lion_keepers(recipe)
     with torch.no_grad():
-        scores = recipe.scorer(session.network(blobs.x[blobs.labeled]))
+        scores = recipe.scorer(run(session.network.eval(), blobs.x[blobs.labeled]))
     found = doubts.signals(blobs.labeled, scores, session.view())
     suggested = {int(r): int(c) for r, c in zip(blobs.labeled, found["lion_suggest"], strict=True) if c >= 0}
     assert suggested == {int(r): int(truth[r]) for r in wrong}
