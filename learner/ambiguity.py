@@ -137,13 +137,13 @@ class LeafReader:
 
     leaf_m uint8 classes that hold probability `cumulative` together, at most K-1, by the paper's rule whatever the
     training; leaf_set int64, their bits; leaf_coverage, what they hold; leaf_loss, the consistency error of the strong
-    view; leaf_gate_entropy_sem and _inst in [0, 1], shares of ln K_g; leaf_top_expert uint8 of the first level.
-    Columns of a level without gate are absent.
+    view; leaf_gate_entropy_sem and _inst in [0, 1], shares of the logarithm of `rated`; leaf_top_expert uint8 of the
+    first level. Columns of a level without gate are absent.
     """
 
     cumulative: float = 0.9
     margin: float = 0.0
-    chosen: int = 2
+    rated: int = 2
 
     def __call__(self, out: NetOut, scores: Scores, strong: Scores | None) -> dict[str, Tensor]:
         """Return the columns (B,) of a clean view's output."""
@@ -157,7 +157,7 @@ class LeafReader:
         for level, short in levels:
             gate = out.aux.get(gate_key(level))
             if gate is not None:
-                share = gate_entropy(gate) / math.log(self.chosen) if self.chosen > 1 else torch.zeros_like(gate[:, 0])
+                share = gate_entropy(gate) / math.log(self.rated) if self.rated > 1 else torch.zeros_like(gate[:, 0])
                 columns[f"leaf_gate_entropy_{short}"] = share.clamp(0, 1).float()
                 columns.setdefault("leaf_top_expert", gate.argmax(dim=1).to(torch.uint8))
         if strong is not None:

@@ -54,6 +54,11 @@ class ExpertOptions(KeeperOptions):
         """Experts that the gate opens for one image."""
         return min(2, self.num) if self.top is None else self.top
 
+    @property
+    def rated(self) -> int:
+        """Experts with a positive weight in the gate's rating: those that it opens, or all with style "switch"."""
+        return self.num if self.style == "switch" else self.chosen
+
     @model_validator(mode="after")
     def _meaningful(self) -> "ExpertOptions":
         if self.chosen > self.num:
@@ -80,9 +85,11 @@ def uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
 
 
 class Experts(nn.Module):
-    """n experts of width D and their gate: v (B,D) → o = sum_j g_j E_j(v) (B,D) and g (B,n).
+    """n experts of width D and their gate: v (B,D) → o = sum_j g_j E_j(v) (B,D) and how the gate rates them (B,n).
 
-    All experts are computed by two matrix products; a closed one is multiplied by zero. A single expert has no gate.
+    The rating is g itself; with style "switch" the softmax over all experts of which g keeps the largest, so that the
+    balance of a gate that sends everything to one expert has a gradient. All experts are computed by two matrix
+    products; a closed one is multiplied by zero. A single expert has no gate.
     `usage` (n,) is the running share of the gate weights in training, `lopsided` says that one share has been above
     the limit. over_classes: the width is the number of classes.
     """
@@ -122,11 +129,14 @@ class Experts(nn.Module):
         return own | ({"gate_noise": (0,)} if self.options.num > 1 and self.options.noise else {})
 
     def forward(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the joined output (B,D) and the gate weights (B,n), these in float32 or better."""
-        gate = self.weigh(v)
+        """Return the joined output (B,D) and the rating (B,n), this in float32 or better."""
+        gate, rating = self.weigh(v)
+        return self._join(v, gate), rating
+
+    def _join(self, v: Tensor, gate: Tensor) -> Tensor:
         if self.options.combine == "logexp":
             with torch.autocast(v.device.type, enabled=False):
-                return combine_experts(self.each(v.to(gate.dtype)), gate, "logexp"), gate
+                return combine_experts(self.each(v.to(gate.dtype)), gate, "logexp")
         if self.full:
             joined = combine_experts(torch.einsum("bd,nde->bne", v, self.weight), gate.to(v.dtype))
         else:
@@ -134,9 +144,9 @@ class Experts(nn.Module):
             joined = opened.flatten(1) @ self.up.flatten(0, 1)
         joined = joined + gate.to(joined.dtype) @ self.bias
         if not self.identity:
-            return joined, gate
+            return joined
         kept = v * gate.sum(dim=1, keepdim=True) if self.options.style == "switch" else v  # else the weights sum to 1
-        return kept + joined, gate
+        return kept + joined
 
     def _hidden(self, v: Tensor) -> Tensor:
         """Return the hidden layers (B,n,h) of every expert."""
@@ -152,20 +162,22 @@ class Experts(nn.Module):
         out = out + self.bias
         return out + v[:, None, :] if self.identity else out
 
-    def weigh(self, v: Tensor) -> Tensor:
-        """Return the gate weights (B,n); in training with noise eps * (softplus(v W_n) + .01) on the scores."""
+    def weigh(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and rating (B,n); in training with noise eps * (softplus(v W_n) + .01) on the scores."""
         options = self.options
         with torch.autocast(v.device.type, enabled=False):
             x = v.to(torch.promote_types(v.dtype, torch.float32))
             if options.num == 1:
-                return torch.ones_like(x[:, :1])
+                return torch.ones_like(x[:, :1]), torch.ones_like(x[:, :1])
             scores = x @ self.gate
             if options.noise and self.training:
                 scores = scores + torch.randn_like(scores) * (F.softplus(x @ self.gate_noise) + NOISE_FLOOR)
-            gate = topk_gate(scores, options.chosen, options.gate_act, options.style == "switch")
+            switch = options.style == "switch"
+            gate = topk_gate(scores, options.chosen, options.gate_act, switch)
+            rating = topk_gate(scores, options.num, options.gate_act) if switch else gate
         if self.training:
             self._note(gate)
-        return gate
+        return gate, rating
 
     @torch.no_grad()
     def _note(self, gate: Tensor) -> None:
@@ -186,11 +198,11 @@ class FeatureEaf(nn.Module):
         self.experts = Experts(width, options)
 
     def forward(self, f: Tensor, aux: dict[str, Tensor]) -> Tensor:
-        """Return the adapted features (B,d); leave the gate weights (B,n) of several experts in `aux`."""
+        """Return the adapted features (B,d); leave the rating (B,n) of several experts in `aux`."""
         out: Tensor
-        out, gate = self.experts(f)
-        if gate.shape[1] > 1:
-            aux[gate_key(self.level)] = gate
+        out, rating = self.experts(f)
+        if rating.shape[1] > 1:
+            aux[gate_key(self.level)] = rating
         return out
 
 
@@ -204,16 +216,16 @@ class LogitEaf(nn.Module):
         self.experts = Experts(num_classes, options, over_classes=True)
 
     def forward(self, z: Tensor, f: Tensor, aux: dict[str, Tensor]) -> Tensor:
-        """Return the adapted logits (B,K); leave the gate weights (B,n) of several experts in `aux`."""
+        """Return the adapted logits (B,K); leave the rating (B,n) of several experts in `aux`."""
         out: Tensor
-        out, gate = self.experts(z)
-        if gate.shape[1] > 1:
-            aux[gate_key(self.level)] = gate
+        out, rating = self.experts(z)
+        if rating.shape[1] > 1:
+            aux[gate_key(self.level)] = rating
         return out
 
 
 def gate_key(level: Level) -> str:
-    """Name the gate weights of a level in `NetOut.aux`."""
+    """Name the rating of a level's experts in `NetOut.aux`."""
     return f"gate_{level}"
 
 

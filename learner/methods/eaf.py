@@ -111,5 +111,5 @@ def with_experts(
         feature_adapters=[*recipe.feature_adapters, *semantic],
         head_adapters=[*recipe.head_adapters, *on_features],
         logit_adapters=[*recipe.logit_adapters, *on_logits],
-        readers=[*recipe.readers, LeafReader(ambiguity.cumulative, ambiguity.margin, experts.chosen)],
+        readers=[*recipe.readers, LeafReader(ambiguity.cumulative, ambiguity.margin, experts.rated)],
     )
