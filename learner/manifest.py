@@ -26,13 +26,17 @@ MAX_BYTES = 50_000_000
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """N images; row = position. names (N), label (N,) int64 or -1, split (N,) index into `SPLITS`."""
+    """N images; row = position. names (N), label (N,) int64 or -1, split (N,) index into `SPLITS`.
+
+    boxes (N,4) int64 left, top, width, height of the face in each image; width 0, or no boxes, for the whole image.
+    """
 
     source: Path
     classes: tuple[str, ...]
     names: Sequence[str]
     label: NDArray[np.int64]
     split: NDArray[np.int64]
+    boxes: NDArray[np.int64] | None = None
 
     @classmethod
     def read(cls, path: Path, classes: Sequence[str] | None = None) -> "Manifest":
@@ -47,7 +51,7 @@ class Manifest:
         if not path.is_file():
             raise InputError(f"no manifest {path}")
         if zipfile.is_zipfile(path):
-            return _read_ferplus(path)
+            return read_ferplus(path)
         try:
             return _read_csv(path, classes)
         except (UnicodeDecodeError, csv.Error) as error:
@@ -104,8 +108,25 @@ def _votes(text: str, num_classes: int, where: str) -> int:
     return int(np.argmax(counts)) if max(counts) > 0 else -1
 
 
-def _read_ferplus(path: Path) -> Manifest:
-    """Read the FER+ zip: plurality of the votes; an image whose most voted entry is unknown or no face has no label."""
+def plurality(votes: NDArray[np.float64]) -> int:
+    """Return the entry with the most of the votes (10,), the first at a tie; -1 for unknown, no face or no vote."""
+    best = int(votes.argmax())
+    return best if best < len(FERPLUS) and votes[best] > 0 else -1
+
+
+def majority(votes: NDArray[np.float64]) -> int:
+    """Drop single votes; return the entry with more than half of the rest, -1 where there is none or it is no class."""
+    kept = np.where(votes > 1, votes, 0)
+    best = int(kept.argmax())
+    return best if best < len(FERPLUS) and 2 * kept[best] > kept.sum() else -1
+
+
+def read_ferplus(path: Path, rule: Callable[[NDArray[np.float64]], int] = plurality) -> Manifest:
+    """Read a FER+ zip; `rule` turns the votes (10,) for eight classes, unknown and no face into a class or -1.
+
+    Raises:
+        InputError: it is not in FER+ layout.
+    """
     with zipfile.ZipFile(path) as archive:
         members = set(archive.namelist())
         if "fer2013new.csv" not in members:
@@ -117,19 +138,15 @@ def _read_ferplus(path: Path) -> Manifest:
         if member not in members or member in names:
             continue
         votes = np.array([float(record[name]) for name in (*FERPLUS, "unknown", "NF")])
-        best = int(votes.argmax())
-        names[member] = (
-            best if best < len(FERPLUS) and votes[best] > 0 else -1,
-            list(_FERPLUS_FOLDERS).index(record["Usage"]),
-        )
+        names[member] = (rule(votes), list(_FERPLUS_FOLDERS).index(record["Usage"]))
     if not names:
         raise InputError(f"{path} holds none of the images that its fer2013new.csv names")
     label, split = np.array(list(names.values()), np.int64).T
     return Manifest(path, FERPLUS, list(names), label.copy(), split.copy())
 
 
-def decode(data: bytes, size: int, name: str) -> NDArray[np.uint8]:
-    """Decode one image to RGB uint8 (size, size, 3), upright, antialiased.
+def decode(data: bytes, size: int, name: str, box: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    """Decode one image, or the `box` (left, top, width, height) of it, to RGB uint8 (size, size, 3), upright.
 
     Raises:
         InputError: it is no readable image.
@@ -137,6 +154,9 @@ def decode(data: bytes, size: int, name: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
+            if box is not None and box[2] > 0:
+                left, top, width, height = box.tolist()
+                upright = upright.crop((left, top, left + width, top + height))
             if upright.size != (size, size):
                 upright = upright.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(upright, np.uint8)
@@ -156,16 +176,17 @@ def write_cache(
     Raises:
         InputError: an image is missing, too large or unreadable.
     """
-    names = manifest.names if chosen is None else [manifest.names[row] for row in chosen]
+    rows = range(len(manifest.names)) if chosen is None else chosen.tolist()
     per_shard = max(1, SHARD_BYTES // (size * size * 3))
     archive = zipfile.ZipFile(manifest.source) if zipfile.is_zipfile(manifest.source) else None
     try:
-        for start in range(0, len(names), per_shard):
+        for start in range(0, len(rows), per_shard):
             block = []
-            for name in names[start : start + per_shard]:
-                block.append(decode(archive.read(name) if archive else _read_file(Path(name)), size, name))
+            for row in rows[start : start + per_shard]:
+                name, box = manifest.names[row], None if manifest.boxes is None else manifest.boxes[row]
+                block.append(decode(archive.read(name) if archive else _read_file(Path(name)), size, name, box))
                 if on_image is not None:
-                    on_image(start + len(block), len(names))
+                    on_image(start + len(block), len(rows))
             write_shards(folder, np.stack(block), start)
     finally:
         if archive is not None:
