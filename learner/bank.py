@@ -31,7 +31,7 @@ from learner.errors import InputError, PixelsMissingError
 from learner.models import FEATURES
 
 FORMAT = 1
-SHARD_ROWS = 2048
+SHARD_ROWS = 4096
 SECTIONS = ("full", "clean")
 EXPERT_RANK = 32
 EXPERT_DECAY = 0.02
@@ -124,7 +124,8 @@ class _Section:
         self._order = np.argsort(rows, kind="stable")
         self.rows = rows[self._order]
         self._starts = np.array([a for a, _, _ in shards], np.int64)
-        self._shards = [np.load(path, mmap_mode="r", allow_pickle=False) for _, _, path in shards]
+        # As plain arrays: indexing a memmap object costs as much again as the copy.
+        self._shards = [np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray) for _, _, path in shards]
         for (a, b, path), shard in zip(shards, self._shards, strict=True):
             if shard.shape != (b - a, views, note["dim"]) or shard.dtype != np.float16:
                 raise InputError(f"{path} holds {shard.dtype} {shard.shape}; delete the bank and make it again")
@@ -140,9 +141,14 @@ class _Section:
         """Write views (B,) of positions (B,) into `out`, at `where` if that is given."""
         shard = np.searchsorted(self._starts, positions, side="right") - 1
         inside = positions - self._starts[shard]
-        for number in np.flatnonzero(np.bincount(shard)):
-            here = np.flatnonzero(shard == number)
-            out[here if where is None else where[here]] = self._shards[number][inside[here], views[here]]
+        order = np.argsort(shard, kind="stable")
+        ends = np.cumsum(np.bincount(shard, minlength=len(self._shards))).tolist()
+        begin = 0
+        for number, end in enumerate(ends):
+            if end > begin:
+                here = order[begin:end]
+                out[here if where is None else where[here]] = self._shards[number][inside[here], views[here]]
+            begin = end
 
 
 class FeatureBank:
@@ -293,14 +299,10 @@ class BankSource:
         return (chosen + 1 + self._draw(name, rows, steps, count - 1)) % count
 
     def _draw(self, name: str, rows: Rows, steps: Rows, count: int) -> Rows:
-        out = np.zeros(len(rows), np.int64)
         if count == 1:
-            return out
-        for step in np.unique(steps):
-            here = steps == step
-            drawn = draws.uniform(self.seed, int(step), rows[here], _PURPOSES[name], 1)[:, 0]
-            out[here] = np.minimum((drawn * count).astype(np.int64), count - 1)
-        return out
+            return np.zeros(len(rows), np.int64)
+        drawn = draws.uniform(self.seed, steps, rows, _PURPOSES[name], 1)[:, 0]
+        return np.minimum((drawn * count).astype(np.int64), count - 1)
 
     def _send(self, features: F16) -> Tensor:
         return torch.from_numpy(features).to(self.device, non_blocking=True).float()

@@ -109,7 +109,7 @@ class Trainer:
     def _train_step(self) -> None:
         config, recipe = self.config, self.recipe
         self._surveys()
-        torch.manual_seed(draws.key(config.seed, self.lifetime_step))  # dropout
+        seed_noise(draws.key(config.seed, self.lifetime_step), self.fabric.device)
         batch = self._batch(self.lifetime_step)
         outs = self._forward(batch)
         scores = self._score(batch, outs)
@@ -357,6 +357,17 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, before, strict=True):
             layer.momentum = momentum
+
+
+def seed_noise(seed: int, device: torch.device) -> None:
+    """Seed what dropout and gates draw from, on this device alone.
+
+    `torch.manual_seed` also files a call, with its whole stack, for every kind of device that has not been started: in
+    every step, for good.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        getattr(torch, device.type).manual_seed(seed)
 
 
 def join(parts: list[Tensor]) -> Tensor:
