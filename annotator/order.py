@@ -110,5 +110,6 @@ class FaceOrder:
             candidates=int(scores.candidates[position]),
             given=-1 if hidden else given,
             blind=bool(scores.blind[position]),
+            seen=int(scores.seen[position]),
         )
         return Reason("Someone has answered this face: a second opinion.", reason.question) if hidden else reason

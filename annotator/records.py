@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import IntFlag
 from typing import Literal
 
 AnswerKind = Literal["label", "candidates", "not", "unusable", "skip", "flag", "undo"]
@@ -15,6 +16,20 @@ ROLES: tuple[Role, ...] = ("annotator", "reviewer", "admin")
 Arm = Literal["coverage", "uncertain", "review", "quota", "random"]
 ARMS: tuple[Arm, ...] = ("coverage", "uncertain", "review", "quota", "random")
 """Why an item is in the queue. The position in this tuple is the code in `scores/<generation>/`."""
+
+
+class Sight(IntFlag):
+    """What the training methods saw in a face; the bits are kept in `scores/<generation>/`.
+
+    DOUBT: its label lost against another class over many visits (LION). TWO_READINGS: two independent readings of it
+    disagree (ReMoP). OUTLIER: it lies far from the other faces of its label (ReMoP). OPEN_SET: several classes stayed
+    possible (LEAF).
+    """
+
+    DOUBT = 1
+    TWO_READINGS = 2
+    OUTLIER = 4
+    OPEN_SET = 8
 
 
 @dataclass(frozen=True, slots=True)

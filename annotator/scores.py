@@ -26,6 +26,7 @@ ARRAYS: dict[str, str] = {
     "candidates": "int64",
     "given": "int8",
     "blind": "bool",
+    "seen": "uint8",
 }
 """The arrays of a generation and their types; each is `<name>.npy` in its folder."""
 
@@ -39,9 +40,9 @@ class Scores:
     most once; aligned with it: arms (M,) uint8, index into `records.ARMS`; candidates (M,) int64, bit mask of the
     candidate set, 0 when there is no model; given (M,) int8, the label under review, or -1 (also where people disagree:
     then the candidate set is what they said); blind (M,) bool, a random face reserved for validation: nothing may be
-    suggested for it.
-    meta: id, model_version, mode, label_seq, encoder, signals (a snapshot id or None), classes, shares, temperature,
-    created_at (ISO 8601, UTC).
+    suggested for it; seen (M,) uint8, bits of `records.Sight`: what the training methods saw in the face.
+    meta: id, model_version, mode, label_seq, encoder, signals (ids of the snapshots that saw it), classes, shares,
+    temperature, created_at (ISO 8601, UTC).
     """
 
     rows: NDArray[np.int64]
@@ -51,6 +52,7 @@ class Scores:
     candidates: NDArray[np.int64]
     given: NDArray[np.int8]
     blind: NDArray[np.bool_]
+    seen: NDArray[np.uint8]
     meta: dict[str, Any]
 
     @property
@@ -110,7 +112,13 @@ class ScoresReader:
             raise NotFoundError(f"generation {folder.name} is not there any more; read the current one again")
         try:
             meta = json.loads((folder / META).read_text(encoding="utf-8"))
-            arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
+            arrays = {
+                name: np.load(folder / f"{name}.npy", allow_pickle=False)
+                for name in ARRAYS
+                if name != "seen" or (folder / "seen.npy").exists()
+            }
+            # A generation from before there was `seen` serves until the learner has made the next one.
+            arrays.setdefault("seen", np.zeros(len(arrays["order"]), dtype=np.uint8))
         except (OSError, ValueError) as error:
             if not folder.is_dir():
                 raise NotFoundError(
@@ -125,7 +133,9 @@ class ScoresReader:
 def _check(scores: Scores, folder: Path) -> None:
     shapes = {name: getattr(scores, name).shape for name in ARRAYS}
     count, asked = shapes["rows"][0], shapes["order"][0]
-    wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("order", "arms", "candidates", "given", "blind"), (asked,))
+    wanted: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("order", "arms", "candidates", "given", "blind", "seen"), (asked,)
+    )
     wanted |= {"rows": (count,), "probs": (count, len(scores.meta.get("classes", ())))}
     wrong = {name: shapes[name] for name in ARRAYS if shapes[name] != wanted[name]}
     types = {

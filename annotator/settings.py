@@ -5,17 +5,22 @@ Every field can be overridden by an environment variable `ANNOTATOR_<SECTION>__<
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from annotator import taxonomy
 from annotator.errors import InputError, WorkspaceError
 
 FILE = "workspace.yaml"
+DEFAULT_METHODS = ("lion",)
+"""What a workspace trains unless its settings say otherwise; the first is the one that a single run takes."""
+_LONGEST_METHOD = 32  # a snapshot's id is the name and a number, and has 40 characters
+_METHOD = re.compile(r"[a-z0-9_]+(\+[a-z0-9_]+)*")
 
 
 class _Section(BaseModel):
@@ -62,9 +67,12 @@ class ServerSettings(_Section):
 
 
 class LearnerSettings(_Section):
-    """What is trained, when, and with how much of the machine."""
+    """What is trained, when, and with how much of the machine.
 
-    method: str = "lion"
+    methods: recipes that are trained in turn, each with snapshots of its own. `method: x` is read as `methods: [x]`.
+    """
+
+    methods: tuple[str, ...] = Field(DEFAULT_METHODS, min_length=1)
     backbone: str = "resnet10_small"
     weights: str | None = Field(None, description="path of safetensors/weights_only file, 'timm', or null for none")
     image_size: int = Field(48, ge=16, le=512)
@@ -75,7 +83,26 @@ class LearnerSettings(_Section):
     max_wait_minutes: float = Field(30.0, gt=0, description="or after this long with at least one new label")
     min_labels: int = Field(16, ge=2, description="no round before this many labeled faces")
     keep_generations: int = Field(3, ge=2)
-    keep_snapshots: int = Field(5, ge=2)
+    keep_snapshots: int = Field(5, ge=2, description="of each method")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "method" not in data:
+            return data
+        if "methods" in data:
+            raise ValueError(f"methods and method {data['method']!r} are both given; keep methods alone")
+        return {**{key: value for key, value in data.items() if key != "method"}, "methods": (data["method"],)}
+
+    @field_validator("methods")
+    @classmethod
+    def _names(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for name in methods:
+            if not _METHOD.fullmatch(name) or len(name) > _LONGEST_METHOD:
+                raise ValueError(f"{name!r} is no method name, such as lion or remop+fixmatch")
+            if methods.count(name) > 1:
+                raise ValueError(f"{name!r} is named twice")
+        return methods
 
 
 class ImportSettings(_Section):

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from annotator.chains import Standing, standings
 from annotator.locks import lock_held
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -15,14 +16,22 @@ def workspace_status(workspace: Workspace, store: LabelStore) -> dict[str, Any]:
 
     Keys: `images` {pool, val, test, quarantined, leak, duplicate_groups, …}, `annotations` count, `labels` {labeled,
     partial, disputed, unusable, unlabeled}, `snapshots` [{id, method, label_seq, metrics, published_at, serving}],
-    `queue` {mode, model, behind}, `learner` {state, progress, …}.
+    `methods` {name: {snapshot, rounds, label_seq, metrics, serving, trained}}, `serving` {snapshot, chosen}, `queue`
+    {mode, model, behind}, `learner` {state, progress, …}.
     """
     generation = store.learning.current_generation()
     last_seq = store.last_seq()
+    snapshots = store.learning.snapshots()
+    methods = standings(snapshots, workspace.settings.learner.methods)
     return {
         "images": store.images.counts(),
         "annotations": store.decisions.count(),
         "labels": store.decisions.label_counts(),
+        "methods": {line.method: _told(line) for line in methods},
+        "serving": {
+            "snapshot": next((s.id for s in snapshots if s.serving), None),
+            "chosen": store.learning.chosen(),
+        },
         "snapshots": [
             {
                 "id": snapshot.id,
@@ -32,7 +41,7 @@ def workspace_status(workspace: Workspace, store: LabelStore) -> dict[str, Any]:
                 "published_at": snapshot.published_at.isoformat(),
                 "serving": snapshot.serving,
             }
-            for snapshot in store.learning.snapshots()
+            for snapshot in snapshots
         ],
         "queue": {
             "mode": generation.mode if generation else "import order",
@@ -40,6 +49,18 @@ def workspace_status(workspace: Workspace, store: LabelStore) -> dict[str, Any]:
             "behind": max(0, last_seq - (generation.label_seq if generation else 0)),
         },
         "learner": learner_state(workspace),
+    }
+
+
+def _told(line: Standing) -> dict[str, Any]:
+    newest = line.newest
+    return {
+        "snapshot": newest.id if newest is not None else None,
+        "rounds": line.rounds,
+        "label_seq": newest.label_seq if newest is not None else None,
+        "metrics": newest.metrics if newest is not None else {},
+        "serving": line.serving,
+        "trained": line.trained,
     }
 
 

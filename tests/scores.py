@@ -41,6 +41,7 @@ def write_generation(
         "candidates": np.full(count, workspace.settings.taxonomy.mask(candidates), dtype=np.int64),
         "given": np.full(count, classes.index(given) if given else -1, dtype=np.int8),
         "blind": np.full(count, blind, dtype=bool),
+        "seen": np.zeros(count, dtype=np.uint8),
     }
     now = datetime.now(UTC)
     label_seq = store.last_seq()
@@ -51,7 +52,7 @@ def write_generation(
         "mode": mode,
         "label_seq": label_seq,
         "encoder": "test",
-        "signals": None,
+        "signals": [],
         "classes": list(classes),
         "shares": {},
         "temperature": 1.0,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from annotator import taxonomy
 from annotator.errors import InputError, TaxonomyError, WorkspaceError
-from annotator.settings import FILE, Settings, Workspace
+from annotator.settings import DEFAULT_METHODS, FILE, Settings, Workspace
 
 SLUGS = st.lists(st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True), min_size=2, max_size=30, unique=True)
 
@@ -30,6 +30,10 @@ def test_a_workspace_reads_back_what_was_made(tmp_path: Path) -> None:
         ({"queue": {"shares": {"coverage": 0, "uncertain": 0, "review": 0, "quota": 0, "random": 0}}}, "above 0"),
         ({"server": {"port": 70000}}, "70000"),
         ({"learner": {"image_size": "big"}}, "big"),
+        ({"learner": {"methods": []}}, "learner.methods"),
+        ({"learner": {"methods": ["lion", "leaf", "lion"]}}, "'lion' is named twice"),
+        ({"learner": {"methods": ["../lion"]}}, "../lion"),
+        ({"learner": {"methods": ["leaf"], "method": "lion"}}, "keep methods alone"),
     ],
 )
 def test_a_wrong_setting_names_key_and_value(tmp_path: Path, change: dict[str, object], words: str) -> None:
@@ -38,6 +42,24 @@ def test_a_wrong_setting_names_key_and_value(tmp_path: Path, change: dict[str, o
     (root / FILE).write_text(yaml.safe_dump({**data, **change}))
     with pytest.raises(InputError, match=words):
         Workspace.open(root)
+
+
+def test_one_method_is_a_list_of_one(tmp_path: Path) -> None:
+    root = Workspace.create(tmp_path / "w", taxonomy.FERPLUS).root
+    assert Workspace.open(root).settings.learner.methods == DEFAULT_METHODS
+    data = yaml.safe_load((root / FILE).read_text())
+    assert data["learner"].pop("methods") == list(DEFAULT_METHODS)
+    data["learner"]["method"] = "fixmatch"  # as files were written before there could be several
+    (root / FILE).write_text(yaml.safe_dump(data))
+    assert Workspace.open(root).settings.learner.methods == ("fixmatch",)
+
+
+def test_several_methods_come_from_file_or_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ["lion", "leaf", "remop+fixmatch"]
+    root = Workspace.create(tmp_path / "w", taxonomy.FERPLUS, learner={"methods": methods}).root
+    assert Workspace.open(root).settings.learner.methods == tuple(methods)
+    monkeypatch.setenv("ANNOTATOR_LEARNER__METHODS", '["leaf", "lion"]')
+    assert Workspace.open(root).settings.learner.methods == ("leaf", "lion")
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

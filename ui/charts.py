@@ -3,12 +3,15 @@
 Plotly takes half a second to import, so it is imported when the first figure is drawn, not when the server starts.
 """
 
-from collections.abc import Sequence
+import html
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import cycle
 from typing import Any
 
 ACCENT = "#2f86a8"
 SECOND = "#c98a1b"
+COLORS = (ACCENT, SECOND, "#7a5ea8", "#3f8f5f", "#b0506a", "#5f7d2e")
 TEXT = "#777b81"
 GRID = "rgba(128,128,128,0.22)"
 _FONT = "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, sans-serif"
@@ -35,23 +38,31 @@ def answers_over_time(times: Sequence[datetime]) -> Any:
     return _dressed(figure, "Answers given", empty=not times)
 
 
-def accuracy(points: Sequence[tuple[int, float | None, float | None]]) -> Any:
-    """Draw validation accuracy per snapshot from (label_seq, overall, balanced), shares in [0, 1]."""
+Point = tuple[int, float | None, float | None]
+"""Annotations learned from, then validation accuracy overall and balanced, shares in [0, 1]."""
+
+
+def accuracy(points: Mapping[str, Sequence[Point]]) -> Any:
+    """Draw the validation accuracy of each method's snapshots: overall as a line, balanced as a dotted one."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for name, place, color in (("overall", 1, ACCENT), ("balanced", 2, SECOND)):
-        known = [(p[0], 100 * float(p[place] or 0)) for p in points if p[place] is not None]
-        figure.add_trace(
-            go.Scatter(
-                x=[k[0] for k in known],
-                y=[k[1] for k in known],
-                name=name,
-                mode="lines+markers",
-                line={"color": color, "width": 2},
-                hovertemplate="%{y:.1f} %<extra>" + name + "</extra>",
+    colors = cycle(COLORS)
+    for method, chain in points.items():
+        shades = (ACCENT, SECOND) if len(points) == 1 else (next(colors),) * 2
+        for name, place, dash in (("overall", 1, "solid"), ("balanced", 2, "dot")):
+            known = [(p[0], 100 * float(p[place] or 0)) for p in chain if p[place] is not None]
+            title = name if len(points) == 1 else f"{method}, {name}"
+            figure.add_trace(
+                go.Scatter(
+                    x=[k[0] for k in known],
+                    y=[k[1] for k in known],
+                    name=title,
+                    mode="lines+markers",
+                    line={"color": shades[place - 1], "width": 2, "dash": dash if len(points) > 1 else "solid"},
+                    hovertemplate="%{y:.1f} %<extra>" + html.escape(title) + "</extra>",
+                )
             )
-        )
     figure = _dressed(figure, "Validation faces read rightly, % by annotations learned from", empty=not points)
     figure.update_yaxes(range=[0, 100])
     figure.update_layout(showlegend=bool(points), legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.12})

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from annotator.chains import chains, standings
 from annotator.records import ARMS, LabelRow, Snapshot
 from annotator.scores import ScoresReader
 from annotator.settings import Workspace
@@ -19,6 +20,7 @@ from annotator.store import LabelStore
 from annotator.taxonomy import Taxonomy
 from ui import charts
 from ui.history import History
+from ui.tables import section
 
 REFRESH_SECONDS = 5.0
 NEXT_FACES = 500
@@ -38,7 +40,7 @@ class Progress:
 
     `labels`: pool samples per label state. `per_class`: labeled groups per slug. `shared`, `agreeing`: groups that at
     least two people answered, and those of them without a dispute. `disputes`: groups per pair of classes claimed.
-    `arms`: share in [0, 1] of the next faces per reason.
+    `arms`: share in [0, 1] of the next faces per reason. `methods`: those that are trained in turn.
     """
 
     labels: dict[str, int]
@@ -50,6 +52,7 @@ class Progress:
     times: tuple[datetime, ...]
     snapshots: tuple[Snapshot, ...]
     arms: dict[str, float]
+    methods: tuple[str, ...] = ()
 
 
 class ProgressReader:
@@ -83,6 +86,7 @@ class ProgressReader:
             times=tuple(self._history.times()),
             snapshots=tuple(self._store.learning.snapshots()),
             arms=self._arms,
+            methods=self._workspace.settings.learner.methods,
         )
 
     def _refresh(self) -> None:
@@ -147,24 +151,45 @@ def _learning(progress: Progress, min_labels: int) -> str:
             return "Models are being trained, but there are no validation faces to measure them on."
         return f"No model has been trained yet: the first round starts after {min_labels} labeled faces."
     last = scored[-1]
+    own = [s for s in scored if s.method == last.method]
     now = last.metrics["val_overall"]
     balanced = last.metrics.get("val_balanced")
     stands = f"{100 * now:.1f} % of {progress.num_val:,} validation faces are read rightly" + (
         f" ({100 * balanced:.1f} % averaged over classes)" if balanced is not None else ""
     )
-    if len(scored) < 2:
-        return f"The first model is there: {stands}."
-    before = scored[-2].metrics["val_overall"]
+    named = f" of {last.method}" if len({s.method for s in progress.snapshots}) > 1 else ""
+    if len(own) < 2:
+        return f"The first model{named} is there: {stands}."
+    before = own[-2].metrics["val_overall"]
     # Both models saw the same faces, so this is an upper bound on the standard error of the difference.
     error = 100 * sqrt((now * (1 - now) + before * (1 - before)) / progress.num_val)
-    answers = max(0, last.label_seq - scored[-2].label_seq)
+    answers = max(0, last.label_seq - own[-2].label_seq)
     moved = f"{100 * (now - before):+.1f} ± {error:.1f} points"
-    return f"The last {answers:,} annotations moved accuracy by {moved}: {stands}."
+    return f"The last {answers:,} annotations moved accuracy{named} by {moved}: {stands}."
+
+
+_METHODS = ("Method", "Newest snapshot", "Rounds", "Annotations", "Overall", "Balanced", "State")
+
+
+def methods_markup(progress: Progress) -> str:
+    """Return a table of the methods: the newest snapshot of each, how well it reads validation faces, which serves."""
+    lines = []
+    for line in standings(progress.snapshots, progress.methods):
+        newest, metrics = line.newest, line.newest.metrics if line.newest is not None else {}
+        shares = [f"{100 * metrics[k]:.1f} %" if k in metrics else "–" for k in ("val_overall", "val_balanced")]
+        said = [f"{line.serving} serves"] if line.serving is not None else []
+        said += [] if line.trained else ["not trained any more"]
+        learned = (newest.id, str(line.rounds), f"{newest.label_seq:,}") if newest is not None else ("–", "0", "–")
+        lines.append((line.method, *learned, *shares, ", ".join(said)))
+    return section("Models", _METHODS, lines, empty="No model yet.")
 
 
 def figures(progress: Progress, taxonomy: Taxonomy) -> tuple[Any, Any, Any, Any]:
     """Draw answers over time, accuracy per snapshot, labels per class and the queue's mix."""
-    points = [(s.label_seq, s.metrics.get("val_overall"), s.metrics.get("val_balanced")) for s in progress.snapshots]
+    points = {
+        method: [(s.label_seq, s.metrics.get("val_overall"), s.metrics.get("val_balanced")) for s in chain]
+        for method, chain in chains(progress.snapshots).items()
+    }
     names = [c.name for c in taxonomy.classes]
     mix = {ARM_WORDS[arm]: share for arm, share in progress.arms.items()}
     return (
@@ -187,7 +212,8 @@ def build_progress_tab(workspace: Workspace, store: LabelStore) -> None:
 
     def read() -> tuple[Any, ...]:
         progress = reader.read()
-        return paragraphs(sentences(progress, taxonomy, min_labels)), *figures(progress, taxonomy)
+        said = paragraphs(sentences(progress, taxonomy, min_labels))
+        return said, *figures(progress, taxonomy), methods_markup(progress)
 
     with gr.Tab("Progress", id="progress") as tab, gr.Column(elem_classes="desk-page"):
         lead = gr.HTML(paragraphs(["Reading the answers."]), apply_default_css=False)
@@ -195,8 +221,9 @@ def build_progress_tab(workspace: Workspace, store: LabelStore) -> None:
             plots = [gr.Plot(show_label=False, container=False) for _ in range(2)]
         with gr.Row():
             plots += [gr.Plot(show_label=False, container=False) for _ in range(2)]
+        models = gr.HTML("", apply_default_css=False)
         timer = gr.Timer(REFRESH_SECONDS)
-    outputs = [lead, *plots]
+    outputs = [lead, *plots, models]
     # A refresh never goes through Gradio's queue: an open page must not hold a connection.
     for event in (tab.select, timer.tick):
         event(read, outputs=outputs, queue=False, show_progress="hidden", api_visibility="private")

@@ -1,7 +1,5 @@
 """The Team tab: who answered how much and how fast, and the accounts. For reviewers and admins."""
 
-import html
-from collections.abc import Sequence
 from datetime import datetime
 
 import gradio as gr
@@ -10,6 +8,7 @@ from annotator.records import User
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from ui.history import History, Person
+from ui.tables import section
 
 REFRESH_SECONDS = 5.0
 SEES_ALL = frozenset({"reviewer", "admin"})
@@ -37,10 +36,10 @@ def team_markup(store: LabelStore, history: History, viewer: User, now: datetime
     people = history.people(now)
     if viewer.role not in SEES_ALL:
         mine = [person for person in people if person.user_id == viewer.id]
-        return _section("Your answers", _PEOPLE, [_line(person, viewer.name, now) for person in mine])
+        return section("Your answers", _PEOPLE, [_line(person, viewer.name, now) for person in mine])
     lines = [_line(person, _named(users.get(person.user_id)), now) for person in people]
     accounts = [(user.name, user.role, _state(user)) for user in sorted(users.values(), key=lambda u: u.name.lower())]
-    return _section("Who answered", _PEOPLE, lines) + _section("Accounts", _ACCOUNTS, accounts, "narrow")
+    return section("Who answered", _PEOPLE, lines) + section("Accounts", _ACCOUNTS, accounts, "narrow")
 
 
 def _viewer(store: LabelStore, name: str | None) -> User:
@@ -73,10 +72,3 @@ def _ago(then: datetime, now: datetime) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60} h ago"
     return f"{then.astimezone(now.tzinfo):%d %b %Y}"
-
-
-def _section(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], look: str = "") -> str:
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if lines else "<p>Nobody yet.</p>"
-    return f'<section class="desk-table {look}"><h2>{html.escape(title)}</h2>{table}</section>'

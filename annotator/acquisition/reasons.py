@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.records import Arm
+from annotator.records import Arm, Sight
 from annotator.taxonomy import Taxonomy
 
 _PLAIN = "Which expression?"
@@ -29,11 +29,12 @@ def explain(
     candidates: int = 0,
     given: int = -1,
     blind: bool = False,
+    seen: int = 0,
 ) -> Reason:
     """Explain one item of an order from what `annotator.scores` keeps about it.
 
-    `probs` (K,) are those of the generation, `candidates` its bit mask, `given` the label under review or -1. A blind
-    item names no class.
+    `probs` (K,) are those of the generation, `candidates` its bit mask, `given` the label under review or -1, `seen`
+    bits of `Sight`. A blind item names no class.
     """
     names = [c.name.lower() for c in taxonomy.classes]
     chosen = [k for k in range(len(names)) if candidates >> k & 1]
@@ -46,8 +47,11 @@ def explain(
     chosen.sort(key=lambda k: (-float(probs[k]), k))
     ranked = [names[k] for k in chosen]
     if arm == "review":
-        return _review(names, probs, ranked, given)
-    return Reason(_sentence(arm, names, probs, ranked), _ask(ranked))
+        return _review(names, probs, ranked, given, Sight(seen))
+    sentence = _sentence(arm, names, probs, ranked)
+    if Sight.OPEN_SET & seen and arm != "random":
+        sentence = f"{sentence[:-1]}; in training several expressions stayed possible."
+    return Reason(sentence, _ask(ranked))
 
 
 def _unmodelled(arm: Arm) -> str:
@@ -70,15 +74,17 @@ def _sentence(arm: Arm, names: Sequence[str], probs: NDArray[np.float32], ranked
     return f"Unlike the faces labeled so far; the model reads {_listed(ranked, 'or')}."
 
 
-def _review(names: Sequence[str], probs: NDArray[np.float32], ranked: list[str], given: int) -> Reason:
+def _review(names: Sequence[str], probs: NDArray[np.float32], ranked: list[str], given: int, seen: Sight) -> Reason:
     if given < 0:
         return Reason(f"People disagree about this face: {_listed(ranked, 'or')}.", _ask(ranked))
     others = [name for name in ranked if name != names[given]]
     picture = others[0] if others else names[int(np.argmax(probs))]
-    return Reason(
-        f"The label says {names[given]}; the picture looks like {picture}.",
-        f"The label says {names[given]}. Keep?",
-    )
+    said = [f"The label says {names[given]}; the picture looks like {picture}"]
+    if Sight.TWO_READINGS in seen:
+        said.append("two readings of it disagree")
+    if Sight.OUTLIER in seen:
+        said.append(f"it lies far from other faces of {names[given]}")
+    return Reason(f"{', and '.join(said)}.", f"The label says {names[given]}. Keep?")
 
 
 def _ask(ranked: list[str]) -> str:

@@ -38,6 +38,21 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2, default=str))
 
 
+def chain_line(told: dict[str, Any]) -> str:
+    """Say how far a method is, from a line of the status."""
+    if told["snapshot"] is None:
+        return "no snapshot yet"
+    said = [told["snapshot"], f"{told['rounds']} rounds"]
+    said += [
+        f"{name.removeprefix('val_')} {told['metrics'][name]:.3f}"
+        for name in ("val_overall", "val_balanced")
+        if name in told["metrics"]
+    ]
+    if told["serving"] is not None:
+        said.append("serves" if told["serving"] == told["snapshot"] else f"{told['serving']} serves")
+    return ", ".join(said if told["trained"] else [*said, "not trained any more"])
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar with an estimate on standard error; the callback takes done, total (0 when unknown) and a note."""

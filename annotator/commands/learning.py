@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from annotator.commands.console import JsonFlag, WorkspaceArg, err, opened, out, print_json, progress_bar
+from annotator.commands.console import JsonFlag, WorkspaceArg, chain_line, err, opened, out, print_json, progress_bar
 from annotator.errors import InputError
 from annotator.settings import Workspace
 
@@ -19,6 +19,8 @@ def register(app: typer.Typer) -> None:
     app.command("learn")(learn)
     app.command("retrain")(retrain)
     app.command("evaluate")(evaluate)
+    app.command("models")(models)
+    app.command("serve-model")(serve_model)
 
 
 def learn(ws: WorkspaceArg) -> None:
@@ -43,10 +45,14 @@ def parse_interval(text: str) -> float:
 
 def retrain(
     ws: WorkspaceArg,
-    method: Annotated[str | None, typer.Option(help="The recipe to train; default: the workspace's.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="The recipe to train, from its own last snapshot; default: the one whose turn it is."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file that overrides the run's configuration.")] = None,
     if_new_labels: Annotated[
-        int | None, typer.Option(min=0, help="Do nothing unless this many labels are new since the last round.")
+        int | None,
+        typer.Option(min=0, help="Do nothing unless this many labels are new since the method's last round."),
     ] = None,
     every: Annotated[str | None, typer.Option(help="Repeat after this long: 45s, 30m, 2h, 1d.")] = None,
     as_json: JsonFlag = False,
@@ -75,7 +81,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val, or test (look at a test split once).")] = "val",
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure the serving model and the newest snapshot against the truth of a split."""
+    """Measure the serving model and each method's newest snapshot against the truth of a split."""
     from annotator.loop.evaluate import evaluate_split
 
     with opened(ws) as (workspace, store), progress_bar("evaluating") as progress:
@@ -84,3 +90,45 @@ def evaluate(
         print_json(report.as_dict())
     else:
         out.print(report.summary(), markup=False)
+
+
+def models(ws: WorkspaceArg, as_json: JsonFlag = False) -> None:
+    """Show each method's newest snapshot, and how it stands against the features that serve."""
+    from annotator.chains import standings
+    from annotator.loop.serving import HOG, stands
+    from annotator.status import workspace_status
+
+    with opened(ws) as (workspace, store):
+        data = workspace_status(workspace, store)
+        against = {
+            line.method: stands(workspace, store, line.newest)
+            for line in standings(store.learning.snapshots(), workspace.settings.learner.methods)
+        }
+    if as_json:
+        print_json({"serving": data["serving"], "methods": data["methods"], "against": against})
+        return
+    serving, chosen = data["serving"]["snapshot"] or HOG, data["serving"]["chosen"]
+    why = f"{chosen} was chosen" if chosen else "by people's answers"
+    out.print(f"{serving} serves ({why})", markup=False)
+    for method, told in data["methods"].items():
+        out.print(f"{method}: {chain_line(told)}", markup=False)
+        if (shown := against[method]) is not None:
+            out.print(f"    against what serves: {shown['words']}", markup=False)
+
+
+def serve_model(
+    ws: WorkspaceArg,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A method (its newest snapshot, also later ones), a snapshot's id, 'hog' for the features without "
+            "training, or 'auto': people's answers decide.",
+        ),
+    ],
+) -> None:
+    """Choose the model whose features serve; the queue and its suggestions follow."""
+    from annotator.loop.serving import choose
+
+    with opened(ws) as (workspace, store):
+        out.print(choose(workspace, store, name), markup=False)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from annotator import taxonomy
-from annotator.commands.console import JsonFlag, WorkspaceArg, opened, out, print_json, progress_bar
+from annotator.commands.console import JsonFlag, WorkspaceArg, chain_line, opened, out, print_json, progress_bar
 from annotator.settings import Workspace
 
 
@@ -54,12 +54,18 @@ def init(
         str, typer.Option(help="ferplus, rafdb, affectnet7, affectnet8, or a file with one class a line.")
     ] = "ferplus",
     image_size: Annotated[int, typer.Option(help="Side in pixels of the faces that the learner sees.")] = 48,
+    method: Annotated[
+        list[str] | None, typer.Option(help="A recipe to train; given several times, they are trained in turn.")
+    ] = None,
     database: Annotated[
         str | None, typer.Option(help="SQLAlchemy URL, e.g. postgresql+psycopg://…; default: SQLite in the workspace.")
     ] = None,
 ) -> None:
     """Make a new, empty workspace."""
-    overrides: dict[str, Any] = {"learner": {"image_size": image_size}}
+    learner: dict[str, Any] = {"image_size": image_size}
+    if method:
+        learner["methods"] = method
+    overrides: dict[str, Any] = {"learner": learner}
     if database is not None:
         overrides["database"] = database
     workspace = Workspace.create(ws, taxonomy.load(classes), **overrides)
@@ -95,7 +101,7 @@ def import_(
 
 
 def status(ws: WorkspaceArg, as_json: JsonFlag = False) -> None:
-    """Show images, labels, snapshots, queue and learner."""
+    """Show images, labels, methods, queue and learner."""
     from annotator.status import workspace_status
 
     with opened(ws) as (workspace, store):
@@ -107,11 +113,8 @@ def status(ws: WorkspaceArg, as_json: JsonFlag = False) -> None:
     for key in ("images", "labels", "queue", "learner"):
         out.print(f"{key:>12}: " + ", ".join(f"{k} {v}" for k, v in data[key].items()), markup=False)
     out.print(f"{'annotations':>12}: {data['annotations']}", markup=False)
-    for snapshot in data["snapshots"]:
-        figures = ", ".join(
-            f"{k} {v:.3f}" for k, v in snapshot["metrics"].items() if k in {"val_overall", "val_balanced"}
-        )
-        out.print(f"{'snapshot':>12}: {snapshot['id']} {snapshot['method']} {figures}", markup=False)
+    for method, told in data["methods"].items():
+        out.print(f"{'method':>12}: {method}: {chain_line(told)}", markup=False)
 
 
 def export(

@@ -1,4 +1,4 @@
-"""`annotator evaluate`: the serving fast learner and the newest snapshot against the truth of a split."""
+"""`annotator evaluate`: the serving fast learner and each method's newest snapshot against the truth of a split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.chains import current
 from annotator.errors import InputError, NotFoundError
 from annotator.features import FeatureShards, unit
 from annotator.loop.embed import PixelShards
@@ -71,10 +72,8 @@ def evaluate_split(
     fast = _fast(workspace, store, rows)
     if fast is not None:
         models[fast[0]] = evaluate(fast[1], truth, classes)
-    newest = next(
-        (s for s in reversed(store.learning.snapshots()) if (workspace.folder("snapshots") / s.id).is_dir()), None
-    )
-    if newest is not None:
+    there = [s for s in store.learning.snapshots() if (workspace.folder("snapshots") / s.id).is_dir()]
+    for newest in current(there, workspace.settings.learner.methods):
         probs = _snapshot(workspace.folder("snapshots") / newest.id, pixels.folder, rows, classes, progress)
         models[f"snapshot {newest.id}"] = evaluate(probs, truth, classes)
     table = store.images.table()

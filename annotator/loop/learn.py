@@ -6,24 +6,25 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
+from annotator.chains import current
 from annotator.errors import AnnotatorError
 from annotator.features import FeatureShards
 from annotator.loop import publish, scores, signals
+from annotator.loop.contest import Contest
 from annotator.loop.embed import HogEncoder
 from annotator.loop.embed_snapshot import SnapshotEncoder
 from annotator.loop.pool import PoolFollower
-from annotator.loop.referee import Case, Tally
 from annotator.loop.refresh import Refresher
 from annotator.loop.report import Report, learner_lock
+from annotator.loop.rotation import Rotation
 from annotator.loop.rounds import RoundRequest
+from annotator.loop.serving import HOG, chosen_snapshot
 from annotator.loop.training import Outcome, RoundRunner
-from annotator.records import Annotation, Generation
+from annotator.records import Annotation, Generation, Snapshot
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 
@@ -35,8 +36,6 @@ GROWTH_SECONDS = 4.0
 """While faces are imported, the order is made anew this often; an answer does so at once."""
 QUIET_SECONDS = 2.5
 RETRY_SECONDS = 5.0
-FIRST_BACKOFF_SECONDS = 60.0
-MAX_BACKOFF_SECONDS = 1800.0
 
 
 class Learner:
@@ -52,20 +51,17 @@ class Learner:
         self.report = Report(workspace.root / "learner.json")
         self._hog = HogEncoder(workspace)
         self._refresher = Refresher(workspace.settings)
-        self._signals: signals.Signals | None = None
+        self._rotation = Rotation(self._settings)
+        self._contest = Contest(workspace)
+        self._signals = signals.Board()
         self._encoder: SnapshotEncoder | None = None
-        self._case: Case | None = None
-        self._opening: Future[Case] | None = None
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="referee")
         self._stale = True
         self._grown = True
         self._refreshed_at = float("-inf")
         self._refresh_seconds = 0.0
         self._jobs_at = float("-inf")
-        self._failures = 0
-        self._not_before = float("-inf")
-        self._unlearned_since: float | None = None
-        self._learned_seq = 0
+        self._choice: str | None = None
+        self._looked_at = float("-inf")
 
     def start(self) -> None:
         """Pick up where the last learner was stopped: its round, its snapshot, its encoder."""
@@ -76,7 +72,7 @@ class Learner:
             with contextlib.suppress(AnnotatorError, OSError, ValueError):
                 self._use(serving.id)
         self.pool.catch_up()
-        self._take_newest_snapshot()
+        self._take_snapshots()
 
     @property
     def shards(self) -> FeatureShards | None:
@@ -98,6 +94,7 @@ class Learner:
         self._grown = self._grown or bool(embedded)
         worked = bool(embedded) | self._refresh_when_due()
         self._train()
+        self._look_for_a_choice()
         self._say()
         return worked
 
@@ -137,50 +134,67 @@ class Learner:
         self._encoder = SnapshotEncoder(self.workspace, shards)
 
     def _hear(self, new: Sequence[Annotation]) -> None:
-        if self._opening is not None and self._opening.done():
-            self._case, self._opening = self._opening.result(), None
-            new = self.store.decisions.list(after_seq=self._case.heard_seq)
-        if self._case is None or not new:
-            return
-        self._case.hear(new, self.pool.group_of)
-        if self._case.tally.better:
-            self._promote(self._case.snapshot_id, self._case.summary())
+        best = self._contest.hear(new, lambda seq: self.store.decisions.list(after_seq=seq), self.pool.group_of)
+        if best is not None and self._choice is None:
+            self._serve(best.snapshot_id, best.summary())
 
-    def _promote(self, snapshot_id: str, why: str) -> None:
+    def _serve(self, snapshot_id: str, why: str) -> None:
         log.info("the features of %s serve from now on (%s)", snapshot_id, why)
         self._use(snapshot_id)
         self.store.learning.serve(snapshot_id)
         publish.drop_encoders(self.workspace, {snapshot_id})
-        self._case = None
         self._stale = True
+        self._contend(self.store.learning.snapshots())
 
-    def _take_newest_snapshot(self) -> None:
-        """Use the doubts of the newest snapshot, and let its features stand against those that serve."""
-        snapshots = self.store.learning.snapshots()
-        if not snapshots:
-            return
-        newest = snapshots[-1]
-        self._learned_seq = max(s.label_seq for s in snapshots)
-        folder = self.workspace.folder("snapshots") / newest.id
-        if not folder.is_dir():
-            return
-        self._signals = signals.load(folder, newest.id, newest.label_seq)
+    def _serve_hog(self) -> None:
+        if self._encoder is not None:
+            self._encoder.close()
+        self._encoder = None
+        self.store.learning.serve(None)
+        publish.drop_encoders(self.workspace, set())
         self._stale = True
-        earlier, self._case, self._opening = self._case, None, None
-        if newest.serving or not (folder / "rows.npy").is_file():
-            return
-        if self.shards is None:
-            self._promote(newest.id, "there are no other features")
-            return
-        same = earlier is not None and earlier.serving_id == self.shards.info.id
-        # Fitting two learners takes seconds with thousands of labels; the order must not wait for that.
-        self._opening = self._threads.submit(
-            Case,
-            folder,
-            FeatureShards(self.shards.folder),
+        self._contend(self.store.learning.snapshots())
+
+    def _take_snapshots(self) -> None:
+        """Use the signals of each method's newest snapshot, and let their features stand against those that serve."""
+        snapshots = self.store.learning.snapshots()
+        self._rotation.know(snapshots)
+        self._signals = signals.read(
+            self.workspace.folder("snapshots"),
+            current(snapshots, self._settings.methods),
             self.workspace.settings.taxonomy.slugs,
-            earlier.tally if earlier is not None and same else Tally(),
         )
+        self._stale = True
+        self._obey(snapshots)
+        self._contend(snapshots)
+
+    def _look_for_a_choice(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at < JOBS_SECONDS:
+            return
+        self._looked_at = now
+        if self.store.learning.chosen() != self._choice:
+            self._obey(self.store.learning.snapshots())
+
+    def _obey(self, snapshots: Sequence[Snapshot]) -> None:
+        """Serve what a person has chosen, where it can be had."""
+        self._choice = self.store.learning.chosen()
+        serving = next((s.id for s in snapshots if s.serving), None)
+        if self._choice == HOG and serving is not None and self._hog.shards is not None:
+            self._serve_hog()
+        elif self._choice not in (None, HOG):
+            wanted = chosen_snapshot(self.workspace, snapshots, str(self._choice))
+            if wanted is not None and wanted.id != serving:
+                self._serve(wanted.id, f"{self._choice} was chosen")
+
+    def _contend(self, snapshots: Sequence[Snapshot]) -> None:
+        newest = current(snapshots, self._settings.methods)
+        if self.shards is not None:
+            self._contest.enter(newest, self.shards)
+            return
+        whole = [s for s in newest if (self.workspace.folder("snapshots") / s.id / "rows.npy").is_file()]
+        if whole:
+            self._serve(whole[-1].id, "there are no other features")
 
     def _train(self) -> None:
         outcome = self.runner.poll()
@@ -193,56 +207,35 @@ class Learner:
             return
         self._jobs_at = now
         if self.runner.waiting():
-            self._begin(None)
-        elif now >= self._not_before:
-            trigger = self._trigger(now)
-            if trigger is not None:
-                self._begin(trigger)
-
-    def _trigger(self, now: float) -> str | None:
-        """Return why a round is due, None when it is not."""
+            self._begin(self._rotation.next(now), None)
+            return
         labels = self.pool.labels()
         usable = labels.take(labels.trainable & ~self.pool.reserved(labels.rows))
-        new = int((usable.stamp > self._learned_seq).sum())
-        if new == 0:
-            self._unlearned_since = None
-            return None
-        if self._unlearned_since is None:
-            self._unlearned_since = now
-        if len(usable) < self._settings.min_labels or len(np.unique(usable.given[usable.given >= 0])) < 2:
-            return None
-        if new >= self._settings.new_labels:
-            return f"{new} new labels"
-        waited = now - self._unlearned_since
-        return (
-            f"{new} new labels for {waited / 60:.0f} minutes"
-            if waited >= self._settings.max_wait_minutes * 60
-            else None
-        )
+        due = self._rotation.due(usable, now)
+        if due is not None:
+            self._begin(*due)
 
-    def _begin(self, trigger: str | None) -> None:
+    def _begin(self, method: str, trigger: str | None) -> None:
+        """Begin a round of `method`, or with no trigger the one that somebody has filed."""
         try:
-            self.runner.begin(RoundRequest(), trigger)
+            self.runner.begin(RoundRequest(method), trigger)
             self.report.message = None
         except AnnotatorError as error:
-            self._back_off(str(error))
+            self._tell_failure(str(error), method if trigger is not None else None)
 
     def _conclude(self, outcome: Outcome) -> None:
+        method = outcome.run.rsplit("-", 1)[0]
         if outcome.snapshot is None:
-            self._back_off(outcome.error or "training failed")
+            self._tell_failure(outcome.error or "training failed", method)
             return
-        self._failures = 0
-        self._not_before = float("-inf")
-        self._unlearned_since = None
+        self._rotation.succeeded(method)
         self.report.message = f"published {outcome.snapshot.id}"
         publish.prune(self.workspace, self.store, self._settings.keep_snapshots)
-        self._take_newest_snapshot()
+        self._take_snapshots()
 
-    def _back_off(self, message: str) -> None:
-        pause = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**self._failures)
-        self._failures += 1
-        self._not_before = time.monotonic() + pause
-        log.warning("training failed, next try in %.0f s: %s", pause, message)
+    def _tell_failure(self, message: str, method: str | None) -> None:
+        pause = self._rotation.failed(method, time.monotonic()) if method is not None else 0.0
+        log.warning("training failed, next try of %s in %.0f s: %s", method or "it", pause, message)
         self.report.message = f"training failed: {message}"
 
     def _say(self) -> None:
@@ -263,7 +256,7 @@ class Learner:
         self.runner.stop()
         if self._encoder is not None:
             self._encoder.close()
-        self._threads.shutdown(wait=True)
+        self._contest.close()
         self.report.say("off")
 
 

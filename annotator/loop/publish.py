@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from annotator.chains import kept
 from annotator.durable import sync_folder
 from annotator.errors import LearnerError
 from annotator.features import EncoderInfo, FeatureShards
@@ -30,7 +31,7 @@ FILES = (
     "probs.npy",
 )
 BULK = ("rows.npy", "features.npy", "probs.npy")
-"""Readings of the whole pool: kept only for the newest snapshot and the serving one."""
+"""Readings of the whole pool: kept only for the newest snapshot of each method and the serving one."""
 SHARD_ROWS = 16_384
 
 
@@ -132,17 +133,16 @@ def recover(workspace: Workspace, store: LabelStore) -> None:
 
 
 def prune(workspace: Workspace, store: LabelStore, keep: int) -> None:
-    """Delete the folders of old snapshots, and the bulk of all but the newest; the serving one keeps everything."""
+    """Delete the folders of old snapshots, and the bulk of all but each method's newest and the serving one."""
     folder = workspace.folder("snapshots")
     present = [s for s in store.learning.snapshots() if (folder / s.id).is_dir()]
-    for age, snapshot in enumerate(reversed(present)):
-        if snapshot.serving or age == 0:
-            continue
-        if age >= keep:
+    stay, whole = kept(present, keep)
+    for snapshot in present:
+        if snapshot.id not in stay:
             shutil.rmtree(folder / snapshot.id, ignore_errors=True)
-            continue
-        for name in BULK:
-            (folder / snapshot.id / name).unlink(missing_ok=True)
+        elif snapshot.id not in whole:
+            for name in BULK:
+                (folder / snapshot.id / name).unlink(missing_ok=True)
 
 
 def features_of(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[str, NDArray[np.float32]]]:

@@ -57,6 +57,11 @@ class Tally:
         variance = max(0.0, self.squares - self.total**2 / self.count) / (self.count - 1)
         return math.sqrt(variance / self.count)
 
+    def summary(self) -> str:
+        """Say it in a few words."""
+        error = f"{self.standard_error:.3f}" if self.count > 1 else "unknown"
+        return f"{self.mean:+.3f} nats ± {error} on {self.count} answers"
+
     @property
     def better(self) -> bool:
         """Whether the challenger is better by more than one standard error on enough answers."""
@@ -64,16 +69,24 @@ class Tally:
 
 
 class Case:
-    """The newest snapshot against the serving features. The tally is kept in the snapshot's folder.
+    """A method's newest snapshot against the serving features. The tally is kept in the snapshot's folder.
 
-    Answers to earlier snapshots of the same challenge (same serving features) count too: each was predicted by the
-    snapshot that was newest at its time.
+    Answers to earlier snapshots of the same challenge (same method, same serving features) count too: each was
+    predicted by the snapshot that was newest at its time.
     """
 
     def __init__(
-        self, folder: Path, serving: FeatureShards, classes: tuple[str, ...], earlier: Tally | None = None
+        self,
+        folder: Path,
+        serving: FeatureShards,
+        classes: tuple[str, ...],
+        earlier: Tally | None = None,
+        heard_seq: int = 0,
     ) -> None:
-        """Fit both learners to the labels that the snapshot in `folder` was trained on."""
+        """Fit both learners to the labels that the snapshot in `folder` was trained on.
+
+        `earlier` holds what the method's earlier snapshots have shown on the answers up to `heard_seq`.
+        """
         self.folder = folder
         self.snapshot_id = folder.name
         self.serving_id = serving.info.id
@@ -88,7 +101,7 @@ class Case:
         self._ours = _fit(unit(serving.read(self._trained)), supervision)
         self.earlier = earlier or Tally()
         self.own = Tally()
-        self.heard_seq = self.label_seq
+        self.heard_seq = max(self.label_seq, heard_seq)
         self._restore()
 
     def _restore(self) -> None:
@@ -153,9 +166,17 @@ class Case:
 
     def summary(self) -> str:
         """Say how the challenge stands."""
-        t = self.tally
-        error = f"{t.standard_error:.3f}" if t.count > 1 else "unknown"
-        return f"{self.snapshot_id} against {self.serving_id}: {t.mean:+.3f} nats ± {error} on {t.count} answers"
+        return f"{self.snapshot_id} against {self.serving_id}: {self.tally.summary()}"
+
+
+def standing(folder: Path, serving_id: str) -> Tally | None:
+    """Read how the snapshot in `folder` stands against the features `serving_id`; None when it has not stood there."""
+    try:
+        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        found = Tally(*data["own"]) + Tally(*data["earlier"]) if data["serving"] == serving_id else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
 
 
 def _allowed(a: Annotation, classes: tuple[str, ...]) -> NDArray[np.bool_] | None:

@@ -17,8 +17,8 @@ from annotator.loop.fast import FastLearner, FastModel
 from annotator.loop.labels import DISPUTED, LABELED, LabelArrays
 from annotator.loop.pool import PoolFollower
 from annotator.loop.scores import Contents
-from annotator.loop.signals import Signals
-from annotator.records import ARMS, Arm
+from annotator.loop.signals import Board, Doubted
+from annotator.records import ARMS, Arm, Sight
 from annotator.scores import Mode
 from annotator.settings import Settings
 
@@ -47,21 +47,22 @@ class Refresher:
         self._learners: dict[str, FastLearner] = {}
         self._coverage = _Coverage(seed)
 
-    def read(self, pool: PoolFollower, shards: FeatureShards | None, signals: Signals | None, source: str) -> Contents:
+    def read(self, pool: PoolFollower, shards: FeatureShards | None, signals: Board, source: str) -> Contents:
         """Read the pool with the features of `shards`; `source` names the serving snapshot or encoder."""
         labels = pool.labels()
         has_labels = bool(len(labels)) and shards is not None
         reading = self._predict(pool, labels, shards)
-        view = self._view(pool, labels, shards, signals, reading)
+        doubted = signals.doubted(labels)
+        view = self._view(pool, labels, shards, doubted.margin, reading)
         mixed = order_pool(view, _shares(self._settings), has_labels=has_labels, served=Counter(pool.lately))
         mode: Mode = "import order" if shards is None else "fast" if reading.model is not None else "coverage"
         arrays: dict[str, NDArray[Any]] = {
             "rows": pool.rows,
             "probs": reading.probs,
-            **self._items(view, mixed, labels, reading, signals),
+            **self._items(view, mixed, labels, reading, doubted, signals.open_sets(pool.rows)),
         }
         meta = {
-            "signals": signals.snapshot_id if signals is not None else None,
+            "signals": signals.snapshots,
             "classes": list(self._classes),
             "shares": {arm: float(share) for arm, share in _shares(self._settings).items()},
             "temperature": reading.model.temperature if reading.model is not None else None,
@@ -99,7 +100,7 @@ class Refresher:
         pool: PoolFollower,
         labels: LabelArrays,
         shards: FeatureShards | None,
-        signals: Signals | None,
+        margin: NDArray[np.float64],
         reading: _Reading,
     ) -> PoolView:
         open_ = ~np.isin(pool.rows, labels.rows, assume_unique=True) & ~pool.reserved(pool.rows)
@@ -109,9 +110,8 @@ class Refresher:
         split = free & (labels.state == DISPUTED) & labels.soft.any(axis=1)
         top = np.sort(labels.soft, axis=1)[:, -2:]
         dispute[at[split]] = 1 - (top[split, 1] - top[split, 0])
-        if signals is not None:
-            standing = free & (labels.state == LABELED) & (labels.num_people < ENOUGH_OPINIONS)
-            doubt[at] = np.where(standing, signals.doubt(labels), np.nan)
+        standing = free & (labels.state == LABELED) & (labels.num_people < ENOUGH_OPINIONS)
+        doubt[at] = np.where(standing, margin, np.nan)
         return PoolView(
             rows=pool.rows,
             open=open_,
@@ -125,21 +125,28 @@ class Refresher:
         )
 
     def _items(
-        self, view: PoolView, mixed: Mixed, labels: LabelArrays, reading: _Reading, signals: Signals | None
+        self,
+        view: PoolView,
+        mixed: Mixed,
+        labels: LabelArrays,
+        reading: _Reading,
+        seen_in: Doubted,
+        open_sets: NDArray[np.int64],
     ) -> dict[str, NDArray[Any]]:
         order = view.rows[mixed.positions]
-        masks = candidate_set(reading.probs) if reading.model is not None else np.zeros(len(view.rows), dtype=np.int64)
-        masks = np.where(reading.known, masks, 0)
+        masks: NDArray[np.int64] = np.zeros(len(view.rows), dtype=np.int64)
+        if reading.model is not None:
+            masks = np.where(reading.known, candidate_set(reading.probs) | open_sets, 0)
+        seen = np.where((masks & open_sets) != 0, int(Sight.OPEN_SET), 0).astype(np.uint8)
         given = np.full(len(view.rows), -1, dtype=np.int8)
         at = np.searchsorted(view.rows, labels.rows)
         bits = np.left_shift(np.int64(1), np.arange(len(self._classes), dtype=np.int64))
         disputed = labels.state == DISPUTED
-        masks[at[disputed]] = labels.allowed[disputed] @ bits
+        masks[at[disputed]], seen[at[disputed]] = labels.allowed[disputed] @ bits, 0
         doubted = ~np.isnan(view.doubt[at]) & (labels.given >= 0)
         given[at[doubted]] = labels.given[doubted]
-        masks[at[doubted]] |= bits[labels.given[doubted]]
-        if signals is not None:
-            masks[at[doubted]] |= signals.candidates(labels.rows[doubted])
+        masks[at[doubted]] |= bits[labels.given[doubted]] | seen_in.sets[doubted]
+        seen[at[doubted]] |= seen_in.seen[doubted]
         blind = (mixed.arms == _RANDOM) & reserved(order, self._seed, self._settings.queue.reserve_every)
         return {
             "order": order,
@@ -147,6 +154,7 @@ class Refresher:
             "candidates": np.where(blind, 0, masks[mixed.positions]),
             "given": np.where(mixed.arms == _REVIEW, given[mixed.positions], -1),
             "blind": blind,
+            "seen": np.where(blind, 0, seen[mixed.positions]).astype(np.uint8),
         }
 
 

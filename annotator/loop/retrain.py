@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from annotator.chains import chains, longest_waiting
 from annotator.errors import InputError, LearnerError, WorkspaceBusyError
 from annotator.loop.labels import arrays
 from annotator.loop.learn import POLL_SECONDS, opened
@@ -58,9 +59,10 @@ def retrain_once(
 
     Args:
         workspace: where.
-        method: the recipe; None takes the workspace's.
+        method: the recipe, which goes on from its own last snapshot; None takes what `config` names, else the one whose
+            turn it is.
         config: a YAML file with other values of the run.
-        if_new_labels: do nothing with fewer new labels since the last round.
+        if_new_labels: do nothing with fewer labels that the method has not learned from.
         progress: hears done, total and a note.
 
     Raises:
@@ -68,10 +70,11 @@ def retrain_once(
         LearnerError: the round failed; the message carries the last lines of its log.
     """
     config = config.resolve() if config is not None else None
-    _check(workspace, RoundRequest(method, config))
     began = time.monotonic()
     with LabelStore.open(workspace) as store:
-        new = new_labels(workspace, store)
+        if method is None and config is None:
+            method = longest_waiting(store.learning.snapshots(), workspace.settings.learner.methods)
+        new = new_labels(workspace, store, _check(workspace, RoundRequest(method, config)))
         if if_new_labels is not None and new < if_new_labels:
             return RetrainResult(None, None, new, 0.0)
         job = store.learning.file_job(JOB, _payload(method, config))
@@ -89,8 +92,10 @@ def retrain_once(
     return RetrainResult(snapshot.id, snapshot.method, new, time.monotonic() - began, snapshot.metrics)
 
 
-def _check(workspace: Workspace, request: RoundRequest) -> None:
-    """Tell wrong input before anything starts; the learner itself never loads torch, so it asks the recipes here only.
+def _check(workspace: Workspace, request: RoundRequest) -> str:
+    """Tell wrong input before anything starts, and return the method that will be trained.
+
+    The learner itself never loads torch, so it asks the recipes here only.
 
     Raises:
         InputError: the configuration, the method or one of its options is wrong.
@@ -102,11 +107,12 @@ def _check(workspace: Workspace, request: RoundRequest) -> None:
         methods.resolve(run.method, run.options)
     except ValueError as error:
         raise InputError(str(error)) from error
+    return run.method
 
 
-def new_labels(workspace: Workspace, store: LabelStore) -> int:
-    """Return how many labels have come since the last round's were frozen."""
-    last = max((s.label_seq for s in store.learning.snapshots()), default=0)
+def new_labels(workspace: Workspace, store: LabelStore, method: str) -> int:
+    """Return how many labels have come since those of the method's last round were frozen."""
+    last = max((s.label_seq for s in chains(store.learning.snapshots()).get(method, [])), default=0)
     _, view = store.decisions.label_view()
     labels = arrays(view, workspace.settings.taxonomy.slugs)
     return int((labels.trainable & (labels.stamp > last)).sum())

@@ -12,10 +12,12 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from annotator.chains import chains
 from annotator.durable import sync_folder
 from annotator.errors import InputError, LearnerError
 from annotator.loop.embed import PixelShards
 from annotator.loop.labels import UNUSABLE, LabelArrays, arrays
+from annotator.records import Snapshot
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.images import PoolTable
@@ -48,7 +50,7 @@ def build_config(workspace: Workspace, request: RoundRequest, steps: int) -> Run
     """
     settings = workspace.settings.learner
     values: dict[str, Any] = {
-        "method": settings.method,
+        "method": settings.methods[0],
         "image_size": settings.image_size,
         "device": settings.device,
         "threads": settings.threads,
@@ -93,12 +95,13 @@ def planned_steps(workspace: Workspace, last_metrics: dict[str, float] | None) -
 def make_round(workspace: Workspace, store: LabelStore, request: RoundRequest) -> Path:
     """Freeze labels and pool into a new folder under `runs/` and return it. It appears complete or not at all.
 
+    The round goes on from the newest snapshot of its own method; a method's first round starts anew.
+
     Raises:
         InputError: the configuration asked for is wrong.
         LearnerError: there is nothing to train on, or no pixels.
     """
-    snapshots = store.learning.snapshots()
-    previous = next((s for s in reversed(snapshots) if (workspace.folder("snapshots") / s.id).is_dir()), None)
+    previous = _previous(workspace, store, build_config(workspace, request, 1).method)
     config = build_config(workspace, request, planned_steps(workspace, previous.metrics if previous else None))
     label_seq, view = store.decisions.label_view()
     table = store.images.table()
@@ -129,6 +132,12 @@ def make_round(workspace: Workspace, store: LabelStore, request: RoundRequest) -
     temporary.rename(folder / name)
     sync_folder(folder)
     return folder / name
+
+
+def _previous(workspace: Workspace, store: LabelStore, method: str) -> Snapshot | None:
+    """Return the newest snapshot of a method whose folder is there."""
+    own = chains(store.learning.snapshots()).get(method, [])
+    return next((s for s in reversed(own) if (workspace.folder("snapshots") / s.id).is_dir()), None)
 
 
 def unfinished(workspace: Workspace) -> Path | None:

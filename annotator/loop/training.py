@@ -93,7 +93,9 @@ class RoundRunner:
         return any(j.state == "filed" for j in self._store.learning.jobs(limit=20))
 
     def begin(self, request: RoundRequest, trigger: str | None = None) -> None:
-        """Lease the oldest job (one is filed for `trigger`) and start its round; `request` is for a job without wishes.
+        """Lease the oldest job (`request` is filed for a `trigger`) and start its round.
+
+        A job without wishes of its own gets those of `request`.
 
         Raises:
             AnnotatorError: the round cannot be made; the job is marked as failed.
@@ -101,7 +103,7 @@ class RoundRunner:
         if self.busy:
             raise LearnerError(f"round {self.name} is still at work")
         if trigger is not None:
-            self._store.learning.file_job(JOB, {"trigger": trigger})
+            self._store.learning.file_job(JOB, {"trigger": trigger, "method": request.method})
         self._job = self._store.learning.lease_job(self.worker)
         if self._job is None:
             return

@@ -143,7 +143,9 @@ def _zero_readings(folder: Path, gone: NDArray[np.int64]) -> list[Path]:
         changed += [p for name in ("probs.npy", "features.npy") if _zero_at(p := folder / name, hit)]
     if (folder / "order.npy").is_file():
         hit = np.flatnonzero(np.isin(np.load(folder / "order.npy", allow_pickle=False), gone))
-        changed += [p for name in ("candidates.npy", "arms.npy", "given.npy") if _zero_at(p := folder / name, hit)]
+        changed += [
+            p for name in ("candidates.npy", "arms.npy", "given.npy", "seen.npy") if _zero_at(p := folder / name, hit)
+        ]
     changed += [p for p in [folder / "signals.parquet"] if p.is_file() and _drop_signals(p, gone)]
     changed += [p for p in [folder / "state.safetensors"] if p.is_file() and _drop_state(p, gone)]
     return changed

@@ -4,6 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
+from annotator.chains import kept
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 
@@ -30,7 +31,7 @@ def prune(workspace: Workspace, *, dry_run: bool = False) -> list[Path]:
     if generation is not None:
         numbered = [p for p in (workspace.root / "scores").glob("*") if p.name.isdecimal()]
         doomed += [p for p in numbered if int(p.name) <= generation.id - keep.keep_generations]
-    wanted = {s.id for s in snapshots if s.serving} | {s.id for s in snapshots[-keep.keep_snapshots :]}
+    wanted, _ = kept(snapshots, keep.keep_snapshots)
     recorded = {s.id for s in snapshots}
     for folder in (workspace.root / "snapshots").glob("*"):
         if folder.name not in wanted and (folder.name in recorded or _old(folder)):

@@ -3,15 +3,16 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from annotator.errors import InputError, NotFoundError
 from annotator.records import Generation, Job, Snapshot
 from annotator.store.database import Database
-from annotator.store.tables import generations, jobs, snapshots
+from annotator.store.tables import generations, jobs, meta, snapshots
 
 STALE = timedelta(seconds=60)
 """A running job whose worker has not been heard of for this long may be leased by another."""
+_CHOICE = "serve"
 
 
 class Learning:
@@ -53,10 +54,26 @@ class Learning:
             row = connection.execute(select(snapshots).where(snapshots.c.serving)).first()
         return None if row is None else _snapshot(row)
 
-    def serve(self, snapshot_id: str) -> None:
-        """Make a snapshot the serving one; `NotFoundError` when there is none of that id."""
+    def serve(self, snapshot_id: str | None) -> None:
+        """Make a snapshot the only serving one, None for no snapshot at all.
+
+        Raises:
+            NotFoundError: there is no snapshot of that id.
+        """
         with self._database.write() as connection:
             _serve(connection, snapshot_id)
+
+    def choose(self, name: str | None) -> None:
+        """Keep which method or snapshot a person wants to serve; None leaves it to people's answers again."""
+        with self._database.write() as connection:
+            connection.execute(delete(meta).where(meta.c.key == _CHOICE))
+            if name is not None:
+                connection.execute(insert(meta).values(key=_CHOICE, value=name))
+
+    def chosen(self) -> str | None:
+        """Return what `choose` has kept."""
+        with self._database.read() as connection:
+            return connection.execute(select(meta.c.value).where(meta.c.key == _CHOICE)).scalar()
 
     def next_generation_id(self) -> int:
         """Return the id after the highest published one. One learner at a time publishes."""
@@ -146,11 +163,13 @@ class Learning:
             return [_job(row) for row in connection.execute(select(jobs).order_by(jobs.c.id.desc()).limit(limit))]
 
 
-def _serve(connection: Connection, snapshot_id: str) -> None:
-    found = connection.execute(update(snapshots).where(snapshots.c.id == snapshot_id).values(serving=True)).rowcount
-    if not found:
-        raise NotFoundError(f"no snapshot {snapshot_id!r}")
-    connection.execute(update(snapshots).where(snapshots.c.id != snapshot_id).values(serving=False))
+def _serve(connection: Connection, snapshot_id: str | None) -> None:
+    if snapshot_id is not None:
+        one = snapshots.c.id == snapshot_id
+        if not connection.execute(update(snapshots).where(one).values(serving=True)).rowcount:
+            raise NotFoundError(f"no snapshot {snapshot_id!r}")
+    others = snapshots.c.serving & (snapshots.c.id != (snapshot_id or ""))
+    connection.execute(update(snapshots).where(others).values(serving=False))
 
 
 def _get_job(connection: Connection, job_id: int) -> Job:

@@ -32,7 +32,8 @@ def publish_suggestions(workspace: Workspace) -> None:
             "candidates": np.full(len(rows), mask, np.int64),
             "given": np.where([name == "review" for name in names], slugs.index("anger"), -1),
             "blind": np.array([name == "random" for name in names]),
+            "seen": np.zeros(len(rows), np.uint8),
         }
-        meta: dict[str, Any] = {"classes": list(slugs), "signals": None, "shares": {}, "temperature": 1.0}
+        meta: dict[str, Any] = {"classes": list(slugs), "signals": [], "shares": {}, "temperature": 1.0}
         contents = Contents(arrays, "fast", store.last_seq(), "00001", "hog", meta)
         publish(store, workspace.folder("scores"), contents, keep=3)

@@ -15,6 +15,7 @@ from annotator.loop.evaluate import evaluate_split
 from annotator.loop.learn import Learner, opened
 from annotator.loop.report import learner_lock
 from annotator.loop.retrain import retrain_once
+from annotator.loop.signals import Board
 from annotator.loop.training import JOB
 from annotator.records import ARMS
 from annotator.settings import Workspace
@@ -80,7 +81,7 @@ def test_reserved_answers_are_never_trained_on(learner: Learner) -> None:
         answer(learner.store, row, slug)
     learner.pool.catch_up()
     learner.pool._reserved.update(order[:2].tolist())
-    contents = learner._refresher.read(learner.pool, learner.shards, None, "hog-1")
+    contents = learner._refresher.read(learner.pool, learner.shards, Board(), "hog-1")
     assert contents.meta["num_labels"] == 4
     model = learner._refresher._fit(learner.pool, learner.pool.labels(), learner.shards)  # type: ignore[arg-type]
     assert model is not None
@@ -110,7 +111,7 @@ def test_a_round_is_published_and_its_doubts_are_read(learner: Learner) -> None:
     assert not list((learner.workspace.root / "runs").iterdir())
     done = next(j for j in learner.store.learning.jobs() if j.id == job.id)
     assert (done.state, done.message) == ("done", f"snapshot {snapshot.id}")
-    tick_until(learner, lambda: current(learner.workspace, learner.store).meta["signals"] == snapshot.id, 20)
+    tick_until(learner, lambda: current(learner.workspace, learner.store).meta["signals"] == [snapshot.id], 20)
 
 
 def test_enough_new_labels_start_a_round_by_themselves(tmp_path: Path, faces: Path) -> None:
@@ -143,7 +144,8 @@ def test_a_failing_round_is_told_and_labeling_goes_on(learner: Learner, tmp_path
     assert not learner.store.learning.snapshots()
     seq = answer(learner.store, int(order[-1]), "fear")
     tick_until(learner, lambda: current(learner.workspace, learner.store).meta["label_seq"] >= seq, 10)
-    assert learner._trigger(time.monotonic()) is None or time.monotonic() < learner._not_before
+    usable = learner.pool.labels()
+    assert learner._rotation.due(usable, time.monotonic()) is None  # it rests
 
 
 def test_a_second_learner_is_refused(small: Workspace) -> None:
@@ -162,13 +164,13 @@ def test_retrain_once_publishes_and_orders(small: Workspace) -> None:
     assert result.new_labels == 10
     assert told
     with LabelStore.open(small) as store:
-        assert current(small, store).meta["signals"] is None  # supervised has no doubts
+        assert current(small, store).meta["signals"] == []  # supervised has no doubts
         assert current(small, store).mode == "fast"
         assert_consistent(small, store)
         report = evaluate_split(small, store, "val") if store.images.truth("val") else None
     if report is not None:
         assert set(report.models) == {"fast learner on hog-1", "snapshot supervised-0001"}
-    again = retrain_once(small, if_new_labels=1)
+    again = retrain_once(small, method="supervised", if_new_labels=1)
     assert again.snapshot is None
     assert "nothing to do" in again.summary()
 
@@ -184,7 +186,7 @@ def test_faces_imported_after_a_serving_snapshot_get_its_features(learner: Learn
     learner.store.learning.file_job(JOB, {"method": "supervised"})
     tick_until(learner, lambda: bool(learner.store.learning.snapshots()) and not learner.runner.busy)
     snapshot = learner.store.learning.snapshots()[0]
-    learner._promote(snapshot.id, "the test says so")
+    learner._serve(snapshot.id, "the test says so")
     assert learner.store.learning.serving() is not None
     tick_until(learner, lambda: current(learner.workspace, learner.store).meta["encoder"] == snapshot.id, 20)
     more = generate(tmp_path / "more", 12, seed=99)

@@ -29,6 +29,7 @@ def contents(**changes: np.ndarray) -> Contents:
         "candidates": np.array([0b111, 0b101]),
         "given": np.array([-1, 2]),
         "blind": np.array([False, False]),
+        "seen": np.array([0, 2]),
     }
     return Contents(arrays | changes, "fast", 17, "hog-1", "hog-1", {"classes": ["a", "b", "c"]})
 

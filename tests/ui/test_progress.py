@@ -1,5 +1,6 @@
 """The Progress and Team pages: the sentences, the counts, and who may see what."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.taxonomy import FERPLUS
 from ui.history import History
-from ui.progress import Progress, ProgressReader, figures, paragraphs, sentences
+from ui.progress import Progress, ProgressReader, figures, methods_markup, paragraphs, sentences
 from ui.team import team_markup
 
 NOW = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
@@ -83,6 +84,33 @@ def test_sentences_carry_the_numbers() -> None:
         "The last 500 annotations moved accuracy by +5.0 ± 3.5 points: "
         "45.0 % of 400 validation faces are read rightly (22.5 % averaged over classes)."
     )
+
+
+def test_with_several_methods_each_is_compared_with_itself() -> None:
+    leaf = replace(snapshot(3, 1600, 0.20), id="leaf-0003", method="leaf", serving=False)
+    progress = replace(
+        EMPTY,
+        num_val=400,
+        snapshots=(replace(snapshot(1, 1000, 0.40), serving=False), snapshot(2, 1500, 0.45), leaf),
+        methods=("lion", "leaf", "remop+<b>"),
+    )
+    assert sentences(progress, FERPLUS, 16)[2].startswith("The first model of leaf is there: 20.0 %")
+    later = replace(progress, snapshots=(*progress.snapshots, snapshot(4, 1900, 0.50)))
+    assert sentences(later, FERPLUS, 16)[2].startswith("The last 400 annotations moved accuracy of lion by +5.0")
+    table = methods_markup(progress)
+    lines = [re.findall("<td>(.*?)</td>", line) for line in table.split("<tr>")[2:]]
+    assert lines == [
+        ["lion", "00002", "2", "1,500", "45.0 %", "22.5 %", "00002 serves"],
+        ["leaf", "leaf-0003", "1", "1,600", "20.0 %", "10.0 %", ""],
+        ["remop+&lt;b&gt;", "–", "0", "–", "–", "–", ""],
+    ]
+    chart = figures(progress, FERPLUS)[1]
+    assert [trace.name for trace in chart.data] == [
+        "lion, overall",
+        "lion, balanced",
+        "leaf, overall",
+        "leaf, balanced",
+    ]
 
 
 def test_the_reader_counts_agreement_and_disputes(
