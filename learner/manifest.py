@@ -213,7 +213,9 @@ def choose_labels(manifest: Manifest, per_class: int | None, seed: int) -> Rows:
 
 
 def make_run(manifest: Manifest, config: RunConfig, labeled: Rows, folder: Path, cache: Path) -> None:
-    """Write the run folder of `learner.round`: every other training image is unlabeled, `val` is for reporting.
+    """Write the run folder of `learner.round`: every other training image is unlabeled.
+
+    What is known of those, and `val`, is for reporting.
 
     Raises:
         InputError: no labeled training image.
@@ -236,6 +238,8 @@ def make_run(manifest: Manifest, config: RunConfig, labeled: Rows, folder: Path,
     save_view(folder / "view.npz", view)
     val = manifest.labeled("val")
     np.save(folder / "unlabeled.npy", np.setdiff1d(manifest.rows("train"), labeled))
+    known = np.setdiff1d(manifest.labeled("train"), labeled)
+    np.savez(folder / "known.npz", rows=known, truth=manifest.label[known])
     np.save(folder / "all.npy", np.union1d(manifest.rows("train"), val))
     np.savez(folder / "eval.npz", rows=val, truth=manifest.label[val])
     write_json(folder / "pool.json", {"cache": str(cache), "previous": None, "image_size": config.image_size})

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from learner import checkpoint, snapshot
 from learner.bank import FeatureBank
@@ -25,6 +26,7 @@ from learner.config import RunConfig, write_json
 from learner.data import PixelCache, Rows, load_view
 from learner.errors import InputError, LearnerError
 from learner.evaluate import evaluate
+from learner.keepers.complement_bank import ComplementBank
 from learner.parts import StepContext
 from learner.predict import Predictions, Predictor, signals_table
 from learner.trainer import Trainer, TrainingData
@@ -38,7 +40,10 @@ class StoppedError(LearnerError):
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """The input of a round, checked. `truth` is for reporting only and may be absent."""
+    """The input of a round, checked. `truth` and `known` are for reporting only and may be absent.
+
+    truth: of the rows to evaluate on; known: of unlabeled rows, in benchmarks.
+    """
 
     folder: Path
     config: RunConfig
@@ -46,10 +51,11 @@ class RunFiles:
     everything: Rows
     previous: Path | None
     truth: dict[str, Any] | None
+    known: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "RunFiles":
-        """Read `config.json`, `view.npz`, `unlabeled.npy`, `all.npy`, `pool.json` and perhaps `eval.npz`.
+        """Read `config.json`, `view.npz`, `unlabeled.npy`, `all.npy`, `pool.json`; perhaps `eval.npz`, `known.npz`.
 
         `pool.json` names a pixel cache, or a feature bank, of whose rows without views nothing is learned.
 
@@ -63,10 +69,7 @@ class RunFiles:
             pool = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
             unlabeled = np.load(folder / "unlabeled.npy", allow_pickle=False).astype(np.int64)
             everything = np.load(folder / "all.npy", allow_pickle=False).astype(np.int64)
-            truth = None
-            if (folder / "eval.npz").exists():
-                with np.load(folder / "eval.npz", allow_pickle=False) as data:
-                    truth = {name: data[name] for name in ("rows", "truth")}
+            truth, known = (_read_truth(folder / name) for name in ("eval.npz", "known.npz"))
             bank, previous = pool.get("bank"), pool.get("previous")
             cache = None if bank else Path(pool["cache"])
         except (OSError, ValueError, KeyError) as error:
@@ -80,7 +83,14 @@ class RunFiles:
             training = TrainingData(features, view, features.trainable(unlabeled))
         else:
             training = TrainingData(PixelCache(cache, config.image_size), view, unlabeled)
-        return cls(folder, config, training, everything, Path(previous) if previous else None, truth)
+        return cls(folder, config, training, everything, Path(previous) if previous else None, truth, known)
+
+
+def _read_truth(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as data:
+        return {name: data[name].astype(np.int64) for name in ("rows", "truth")}
 
 
 class Reporter:
@@ -292,10 +302,31 @@ class Round:
             },
             "logs": trainer.logs,
         }
+        for keeper in trainer.recipe.keepers:
+            if isinstance(keeper, ComplementBank):
+                metrics["complement_bank"] = self._bank_errors(keeper)
         truth = self.files.truth
         if truth is not None and len(truth["rows"]):
             metrics["val"] = report_on(predictions, truth["rows"], truth["truth"], view.classes)
         return metrics
+
+    def _bank_errors(self, bank: ComplementBank) -> dict[str, Any]:
+        """Say of how many images the bank of complementary labels holds the true class, by class and where known."""
+        view, known = self.files.data.view, self.files.known
+        single = view.given >= 0
+        sources = {"labeled": (view.rows[single], view.given[single])}
+        if known is not None:
+            sources["unlabeled"] = (torch.from_numpy(known["rows"]), torch.from_numpy(known["truth"]))
+        found = {}
+        for name, (rows, truth) in sources.items():
+            images, wrong = (counts.tolist() for counts in bank.errors(rows, truth))
+            rates = [w / n if n else None for w, n in zip(wrong, images, strict=True)]
+            found[name] = {
+                "images": dict(zip(view.classes, images, strict=True)),
+                "rate": dict(zip(view.classes, rates, strict=True)),
+                "overall": sum(wrong) / sum(images) if sum(images) else None,
+            }
+        return found
 
 
 def report_on(

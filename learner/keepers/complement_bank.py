@@ -121,6 +121,15 @@ class ComplementBank(IdleKeeper):
             room = room.clamp(max=1)
         return (q <= self.delta) & (rank < room)
 
+    def errors(self, rows: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare the sets with the truth (N,) of rows (N,), labeled ones included, whose sets are archived.
+
+        Returns how many images of each class (K,) were ever visited, and of how many the set holds the true class.
+        """
+        seen = torch.isin(rows, self.table.rows().to(rows.device))
+        of_class = F.one_hot(truth[seen], self.num_classes)
+        return of_class.sum(dim=0), (of_class.bool() & self.excluded(rows[seen])).sum(dim=0)
+
     def on_event(self, event: Event) -> None:
         """Archive on labelling (nothing to do: the row is not read), empty on the way back, age between rounds."""
         change_of_sample(self.table, event)

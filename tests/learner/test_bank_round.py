@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from learner.bank import FeatureBank, adapt
@@ -15,7 +16,7 @@ from learner.encoders import HogEncoder
 from learner.errors import InputError, LearnerError
 from learner.parts import LabelView
 from learner.round import StoppedError, run_round
-from tests.learner.runs import SIZE, first_labels, patterns, small_config, write_run
+from tests.learner.runs import CLASSES, SIZE, first_labels, patterns, small_config, write_run
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +94,39 @@ def test_what_a_bank_lacks_is_named(tmp_path: Path, bank: FeatureBank) -> None:
         run_round(bank_run(tmp_path / "pixels", bank, small_config(), first_labels()))
     with pytest.raises(LearnerError, match="reads a feature bank, all others read pixels"):
         run_round(write_run(tmp_path / "features", config, first_labels()))
+
+
+def test_how_often_the_complementary_bank_holds_the_truth_is_reported_by_class(
+    tmp_path: Path, bank: FeatureBank
+) -> None:
+    config = adapt(small_config(method="lion", steps=40, options={"bank": {"delta": 0.25, "add": "all_below"}}))
+    config = config.replace(options={**config.options, "reliable": 1.0, "bank": {"delta": 0.24, "release_above": 0.9}})
+    view = first_labels()
+    folder = bank_run(tmp_path / "run", bank, config, view)
+    rows = np.arange(30, 70)
+    np.savez(folder / "known.npz", rows=rows, truth=patterns(70)[1][30:])
+    out = run_round(folder)
+    found = json.loads((out / "metrics.json").read_text())["complement_bank"]
+    table = pq.read_table(out / "signals.parquet", columns=["row", "lion_not_set"]).to_pydict()
+    sets = dict(zip(table["row"], table["lion_not_set"], strict=True))
+    wrong = np.array([sets[row] >> patterns(70)[1][row] & 1 for row in rows])
+    assert wrong.any()
+    assert not wrong.all()
+    for index, name in enumerate(CLASSES):
+        of_class = patterns(70)[1][rows] == index
+        assert found["unlabeled"]["images"][name] == of_class.sum()
+        assert found["unlabeled"]["rate"][name] == pytest.approx(wrong[of_class].mean())
+    assert found["unlabeled"]["overall"] == pytest.approx(wrong.mean())
+    assert found["labeled"] == {
+        "images": dict.fromkeys(CLASSES, 0),
+        "rate": dict.fromkeys(CLASSES, None),
+        "overall": None,
+    }
+    # Once labeled, an image's archived set is judged by the person's answer.
+    second = run_round(bank_run(tmp_path / "next", bank, config, first_labels(10), previous=out))
+    archived = json.loads((second / "metrics.json").read_text())["complement_bank"]["labeled"]
+    assert sum(archived["images"].values()) == 20
+    truth = np.arange(20, 40) % 4
+    assert archived["overall"] == pytest.approx(
+        np.mean([sets[r] >> int(t) & 1 for r, t in zip(range(20, 40), truth, strict=True)])
+    )
