@@ -120,7 +120,7 @@ def _note(folder: Path, encoder: Encoder, cache: PixelCache, plan: Plan) -> dict
         if other:
             raise InputError(f"{folder} holds a bank with another {', '.join(other)}; choose another folder")
         return note
-    known = {"encoder.npz", "full.npy", "clean.npy"}
+    known = {"encoder.npz", "full.npy", "clean.npy", "source.json"}
     if any(p.name not in known and p.is_file() for p in folder.iterdir()):
         raise InputError(f"{folder} is not empty; choose another folder")
     sample = plan.full

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from learner import manifest as manifests
 from learner import snapshot
+from learner.bank_command import bank
 from learner.benchmark.command import benchmark
 from learner.config import RunConfig
 from learner.data import PixelCache, Rows
@@ -30,6 +31,7 @@ from learner.snapshot import Snapshot
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
+app.command()(bank)
 app.command()(benchmark)
 
 
