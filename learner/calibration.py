@@ -54,13 +54,15 @@ def out_of_fold_logits(features: Tensor, classes: Tensor, fold: Tensor, num_clas
     for step in range(1, _STEPS + 1):
         log_p = torch.log_softmax(logits, dim=2)
         cost = -(log_p * target[:, None]).sum(dim=2)
-        if float((cost * share.T).sum() / FOLDS) <= fit:
+        learning = (cost * share.T).sum(dim=0) > fit  # each twin stops by itself: no label reaches its own fold
+        if not learning.any():
             break
         residual = (log_p.exp() - target[:, None]) * share.T[:, :, None]
         slope = (x.T @ residual.flatten(1)).view_as(weight)
         first.lerp_(slope, 0.1)
         second.lerp_(slope.square(), 0.01)
-        weight -= _RATE * (first / (1 - 0.9**step)) / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
+        move = (first / (1 - 0.9**step)) / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
+        weight -= _RATE * move * learning[:, None]
         logits = (x @ weight.flatten(1)).view_as(logits)
     return logits[torch.arange(len(x), device=x.device), fold]
 
