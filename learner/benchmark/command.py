@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from learner.benchmark import tables
 from learner.benchmark.grid import Grid
 from learner.benchmark.runner import Standing, chosen_cells, only_one, prepare_grid, run_grid
 from learner.errors import InputError, LearnerError
@@ -40,9 +41,16 @@ def benchmark(
 
 
 def _report(grid: Grid, out: Path, figures: bool) -> None:
-    from learner.benchmark import tables
+    groups = tables.gather(grid, out)
+    console.print(f"table: {tables.write(grid, groups, out)}", soft_wrap=True)
+    if figures:
+        from learner.benchmark.figures import draw  # plotly takes a second to load
 
-    console.print(f"table: {tables.write(grid, out)}", soft_wrap=True)
+        notes: list[str] = []
+        pages = draw(groups, out / "figures", notes.append)
+        for note in dict.fromkeys(notes):
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
+        console.print(f"{len(pages)} figures: {out / 'figures'}", soft_wrap=True)
 
 
 def _place(text: str) -> tuple[str, str]:

@@ -34,13 +34,15 @@ class Run:
 
 @dataclass(slots=True)
 class Group:
-    """The runs of one method on one data set and split, by split seed."""
+    """The runs of one method on one data set and split, by split seed; what it is paired with, and gains."""
 
     dataset: str
     split: str
     method: MethodEntry
     runs: dict[int, Run] = field(default_factory=dict)
-    against: dict[str, Difference] = field(default_factory=dict)
+    host: str | None = None
+    plain: str | None = None
+    gains: dict[str, Difference] = field(default_factory=dict)
 
     def values(self, pick: Callable[[dict[str, Any]], float | None]) -> list[float]:
         """Read a number from every run that has it."""
@@ -66,12 +68,12 @@ def gather(grid: Grid, out: Path) -> list[Group]:
         raise InputError(f"no finished run in {out}")
     plain = next((m.title for m in grid.methods if m.name == "supervised"), None)
     for (dataset, split, title), group in groups.items():
-        for against in dict.fromkeys((grid.host_of(group.method), plain)):
-            other = groups.get((dataset, split, against)) if against not in (None, title) else None
-            if other is not None and against is not None:
-                found = compare(group, other, grid.bootstrap)
-                if found is not None:
-                    group.against[against] = found
+        group.host, group.plain = grid.host_of(group.method), None if plain == title else plain
+        for against in sorted({name for name in (group.host, group.plain) if name is not None}):
+            other = groups.get((dataset, split, against))
+            found = None if other is None else compare(group, other, grid.bootstrap)
+            if found is not None:
+                group.gains[against] = found
     order = {method.title: index for index, method in enumerate(grid.methods)}
     return sorted(groups.values(), key=lambda g: (g.dataset, _natural(g.split), order[g.method.title]))
 
@@ -129,10 +131,9 @@ def row_of(group: Group) -> dict[str, Any]:
     }
     for name, pick in COLUMNS:
         row[name], row[f"{name}_std"] = mean_std(group.values(pick))
-    for rank, prefix in enumerate(("host", "plain")):
-        named = list(group.against.items())
-        title, found = named[rank] if rank < len(named) else ("", None)
-        row[f"{prefix}"] = title
+    for prefix, title in (("host", group.host), ("plain", group.plain)):
+        found = group.gains.get(title or "")
+        row[prefix] = title or ""
         row |= {f"{prefix}_gain_{part}": getattr(found, part, None) for part in ("mean", "low", "high")}
     for metric in ("balanced", "overall"):
         known = papers(group, metric)
@@ -150,13 +151,8 @@ def papers(group: Group, metric: str) -> list[str]:
     return [f"{p.mean:.2f}" + (f" ± {p.std:.2f}" if p.std is not None else "") + f" ({p.source})" for p in found]
 
 
-def write(grid: Grid, out: Path) -> Path:
-    """Write `table.csv`, `per_class.csv` and `report.md` of what is finished; return the report's path.
-
-    Raises:
-        InputError: nothing is finished.
-    """
-    groups = gather(grid, out)
+def write(grid: Grid, groups: list[Group], out: Path) -> Path:
+    """Write `table.csv`, `per_class.csv` and `report.md` of finished runs; return the report's path."""
     rows = [row_of(group) for group in groups]
     _write_csv(out / "table.csv", rows)
     _write_csv(out / "per_class.csv", [row for group in groups for row in class_rows(group)])
@@ -234,9 +230,8 @@ def _main(groups: list[Group]) -> list[str]:
     text = [_line(heads), _line(["---"] * len(heads))]
     for group in groups:
         row = row_of(group)
-        named = list(group.against.items())
-        host = f"{_gain(named[0][1])} vs {named[0][0]}" if named else "–"
-        plain = _gain(named[-1][1]) if named else "–"
+        host = f"{_gain(group, group.host)} vs {group.host}" if group.host in group.gains else "–"
+        plain = _gain(group, group.plain) if group.plain in group.gains else "–"
         shown = [group.method.title, str(row["seeds"]), percent(row["balanced"], row["balanced_std"])]
         shown += [percent(row["balanced_without_rare"], row["balanced_without_rare_std"])] if rare else []
         shown += [percent(row["overall"], row["overall_std"])]
@@ -252,7 +247,8 @@ def _main(groups: list[Group]) -> list[str]:
     return text
 
 
-def _gain(found: Difference) -> str:
+def _gain(group: Group, against: str | None) -> str:
+    found = group.gains[against or ""]
     return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
