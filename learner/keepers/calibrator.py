@@ -1,5 +1,7 @@
 """Keeps a recipe calibrated: fits temperatures and LION's delta on out-of-fold predictions, now and then."""
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -22,6 +24,9 @@ from learner.keepers.disambiguator import Disambiguator
 from learner.parts import Clock, StepContext, Survey
 
 
+_LEARNED = 0.95  # of the cross-entropy of knowing nothing: above it there is nothing to calibrate
+
+
 class CalibratorOptions(KeeperOptions):
     """Options of `Calibrator`.
 
@@ -30,7 +35,7 @@ class CalibratorOptions(KeeperOptions):
     LION's disambiguation too.
     """
 
-    every: int = Field(250, ge=1)
+    every: int = Field(100, ge=1)
     error_rate: float = Field(0.05, gt=0, lt=1)
     similarity: bool = True
 
@@ -39,7 +44,7 @@ class Calibrator(IdleKeeper):
     """Set the scorer's `Temperature`, `ComplementBank.delta` and `Disambiguator.temperature`.
 
     Fitted on single answers whose features the encoder has not been trained on: a frozen encoder. With too few of them
-    (`calibration.enough`) everything stays as it was.
+    (`calibration.enough`), or before the head has learned anything, everything stays as it was.
     """
 
     name = "calibrator"
@@ -75,6 +80,8 @@ class Calibrator(IdleKeeper):
         features, fold = survey.features[single].float(), folds_of(survey.rows[single])
         head = tempered(survey.p[single].float(), 1 / self.temperature.value)
         fit = -head.gather(1, classes[:, None]).clamp(min=1e-30).log().mean()
+        if float(fit) > _LEARNED * math.log(self.num_classes):
+            return
         logits = out_of_fold_logits(features * self.scale, classes, fold, self.num_classes, float(fit))
         self.temperature.value.fill_(fit_temperature(logits, classes))
         if self.bank is not None:

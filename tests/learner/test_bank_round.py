@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from learner import snapshot
 from learner.bank import FeatureBank, adapt
 from learner.bank_build import Plan, build
 from learner.config import RunConfig
@@ -53,9 +54,10 @@ def test_a_round_on_a_bank_learns(tmp_path: Path, bank: FeatureBank, method: str
 
 
 def test_a_stopped_round_ends_as_an_uninterrupted_one(tmp_path: Path, bank: FeatureBank) -> None:
-    config = adapt(small_config(method="lion", steps=20, options={"warmup_steps": 5}))
-    straight = run_round(bank_run(tmp_path / "straight", bank, config, first_labels()))
-    cut = bank_run(tmp_path / "cut", bank, config, first_labels())
+    options = {"warmup_steps": 5, "calibrated": {"every": 5}}
+    config = adapt(small_config(method="lion+calibrated", steps=20, options=options, optimizer={"lr": 0.05}))
+    straight = run_round(bank_run(tmp_path / "straight", bank, config, first_labels(8)))
+    cut = bank_run(tmp_path / "cut", bank, config, first_labels(8))
 
     def stop(report: dict[str, object]) -> None:
         if report["step"] == 1:
@@ -64,6 +66,8 @@ def test_a_stopped_round_ends_as_an_uninterrupted_one(tmp_path: Path, bank: Feat
     with pytest.raises(StoppedError):
         run_round(cut, stop)
     assert (np.load(run_round(cut) / "probs.npy") == np.load(straight / "probs.npy")).all()
+    carried = snapshot.load(straight).network.state_dict()["parts.temperature.value"]
+    assert float(carried) != 1  # what the averaged network was calibrated to
 
 
 def test_the_next_round_goes_on_with_the_head_of_the_same_encoder(tmp_path: Path, bank: FeatureBank) -> None:
