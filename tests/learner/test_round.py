@@ -244,6 +244,38 @@ def test_another_class_order_moves_heads_and_keepers_by_name(tmp_path: Path) -> 
     run_round(second)
 
 
+@pytest.mark.parametrize("method", ["loop", "leaf_official", "remop_official"])
+def test_another_class_order_changes_no_reading(tmp_path: Path, method: str) -> None:
+    """Experts on logits and class centres have class axes of their own; the new order must reach them all."""
+    config = small_config(method=method, steps=12)
+    out = run_round(write_run(tmp_path / "first", config, first_labels()))
+    order = (CLASSES[2], CLASSES[0], CLASSES[1], CLASSES[3])
+    given = [order.index(CLASSES[row % 4]) for row in range(20)]
+    second = write_run(tmp_path / "second", config, view_of(list(range(20)), given, order), previous=out)
+    trainer = next_trainer(second)
+    snapshot.warm_start(trainer, out)
+    _, p = trainer._read_rows(np.arange(30), "x")
+    place = [order.index(name) for name in CLASSES]
+    before = torch.from_numpy(np.load(out / "probs.npy")[:30])
+    torch.testing.assert_close(p[:, place], before, atol=1e-5, rtol=1e-4)
+    assert (before - before[:, place]).abs().max() > 1e-3, "the classes must not read alike"
+
+
+@pytest.mark.parametrize(("first", "then"), [("loop", "fixmatch"), ("fixmatch", "loop")])
+def test_another_method_keeps_backbone_and_head(tmp_path: Path, first: str, then: str) -> None:
+    out = run_round(write_run(tmp_path / "first", small_config(method=first, steps=4), first_labels()))
+    second = write_run(tmp_path / "second", small_config(method=then, steps=4), first_labels(), previous=out)
+    config = RunFiles.read(second).config
+    assert snapshot.assemble(config, 4).recipe.feature_norm == "l2"
+    trainer = next_trainer(second)
+    snapshot.warm_start(trainer, out)
+    old = tensors_of(out)
+    mine = trainer.raw.state_dict()
+    assert all(torch.equal(mine[k], old[f"state/student/{k}"]) for k in mine if k.startswith(("backbone.", "head.")))
+    assert (trainer.round, trainer.lifetime_step) == (1, 4)
+    run_round(second)
+
+
 def test_another_backbone_starts_anew(tmp_path: Path) -> None:
     out = run_round(write_run(tmp_path / "first", small_config(steps=3), first_labels()))
     config = small_config(steps=3, backbone={"name": "resnet10t"})
