@@ -1,7 +1,10 @@
 """FlexMatch: who counts, when a class is noted, what people's answers and rounds do to it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +14,12 @@ from torch import Tensor
 from learner.keepers.learning_status import LearningStatus, StatusOptions
 from learner.methods import build
 from learner.parts import Clock, Event, Scores
+from learner.round import Reporter, Round, RunFiles, run_round, stop_requests
 from learner.state import permute_classes
 from learner.targeters import ClassThresholds
 from learner.terms import ConsistencyCE
+from tests.learner.runs import first_labels, small_config, write_run
+from tests.learner.runs import view_of as answers
 from tests.learner.steps import LATE, unlabeled_step, view_of
 
 SURE, UNSURE = 0.96, 0.6
@@ -223,3 +229,25 @@ def test_a_million_images_cost_little() -> None:
     visit(status, [999_999], [1])
     assert numbers(status) == ([0, 1, 0], 999_999)
     assert status.table.nbytes < 20_000_000
+
+
+def test_a_labeled_image_leaves_the_counts_of_the_next_round(tmp_path: Path) -> None:
+    config = small_config(method="flexmatch", options={"threshold": 0.3}, steps=10, labeled_batch=4)
+    first = write_run(tmp_path / "first", config, first_labels())
+    table = pq.read_table(run_round(first) / "signals.parquet").to_pydict()
+    noted = {row: last for row, last in zip(table["row"], table["flex_last"], strict=True) if last >= 0}
+    assert noted
+    assert set(noted) <= set(range(20, 80)), "neither labeled images nor those kept for reporting"
+    assert {"flex_T", "flex_beta"} <= table.keys()
+    chosen = min(noted)
+    rows, given = list(range(20)), [row % 4 for row in range(20)]
+    after = answers([*rows, chosen], [*given, 0])
+    second = write_run(tmp_path / "second", config, after, previous=first / "out")
+    report = Reporter(second, config.steps)
+    with stop_requests() as asked:
+        status = Round(RunFiles.read(second), report, asked).trainer.recipe.keepers[0]
+    assert isinstance(status, LearningStatus)
+    kept = status.table.at(torch.arange(120))["last"].tolist()
+    assert {row: last for row, last in enumerate(kept) if last >= 0} == {r: c for r, c in noted.items() if r != chosen}
+    expected = np.bincount([c for r, c in noted.items() if r != chosen], minlength=4).tolist()
+    assert numbers(status) == (expected, 59 - sum(expected))
