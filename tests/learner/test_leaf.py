@@ -24,7 +24,7 @@ from learner.state import unpack_bits
 from learner.targeters import ConfidenceTargeter
 from learner.terms import ConsistencyCE, Scheduled, SupervisedCE
 from learner.trainer import Trainer
-from tests.learner.runs import first_labels, small_config, write_run
+from tests.learner.runs import CLASSES, first_labels, small_config, view_of, write_run
 from tests.learner.steps import LATE, unlabeled_step
 
 STRONG = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 1.0, 2.0, -1.0]])
@@ -413,6 +413,30 @@ def test_experts_join_a_trained_host_without_changing_what_it_says(tmp_path: Pat
     x = torch.randn(4, 3, 24, 24)
     with torch.no_grad():
         assert torch.equal(run(trainer.ema.network, x).z, run(snapshot.load(out).network.eval(), x).z)
+
+
+@pytest.mark.parametrize("kind", ["residual", "linear"])
+def test_experts_on_logits_follow_the_class_list(tmp_path: Path, kind: str) -> None:
+    options = {"experts": {"kind": kind, "zero_init": False}}
+    config = small_config(method="leaf", options=options, steps=2)
+    out = run_round(write_run(tmp_path / "first", config, first_labels(), num=40, held=8))
+    old = snapshot.load(out)
+    x = torch.randn(4, 3, 24, 24)
+    for number, classes in enumerate((CLASSES[::-1], ("novel", *CLASSES[::-1]))):
+        labels = view_of(list(range(8)), [classes.index(CLASSES[row % 4]) for row in range(8)], classes)
+        folder = write_run(tmp_path / f"next{number}", config, labels, num=40, held=8)
+        files = RunFiles.read(folder)
+        made = snapshot.assemble(files.config, len(classes))
+        trainer = Trainer(files.config, made.recipe, made.network, files.data)
+        snapshot.warm_start(trainer, out)
+        with torch.no_grad():
+            now, before = run(trainer.ema.network, x), run(old.network.eval(), x)
+        if len(classes) == 4:
+            torch.testing.assert_close(now.z, before.z.flip(1))
+        else:
+            gate = trainer.ema.network.logit_adapters[0].experts.gate
+            torch.testing.assert_close(gate[1:], old.network.logit_adapters[0].experts.gate.flip(0))  # type: ignore[union-attr, operator, index]
+        torch.testing.assert_close(now.f, before.f)
 
 
 def test_gate_balance_reads_the_trained_views_only() -> None:
