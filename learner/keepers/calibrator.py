@@ -23,7 +23,6 @@ from learner.keepers.complement_bank import ComplementBank
 from learner.keepers.disambiguator import Disambiguator
 from learner.parts import Clock, StepContext, Survey
 
-
 _LEARNED = 0.95  # of the cross-entropy of knowing nothing: above it there is nothing to calibrate
 
 
