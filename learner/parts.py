@@ -66,12 +66,14 @@ class Scores:
     """A reading of network outputs: p (B,K) in [0,1] summing to one, conf (B,) its maximum, hard (B,) its argmax.
 
     log_mean: mean of log p (B,K) over several weak views, where there were several; their p is the mean of the views'.
+    columns: what readers found in the same outputs, for `Keeper.signals`; empty in training.
     """
 
     p: Tensor
     conf: Tensor
     hard: Tensor
     log_mean: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(p: Tensor) -> "Scores":
@@ -214,6 +216,10 @@ class Keeper(Protocol):
     @property
     def reads_labeled(self) -> bool:
         """Whether it reads the labeled view's scores; if no keeper does, they are the student's own."""
+        ...
+
+    def start_run(self, unlabeled: Tensor) -> None:
+        """Take note of the rows (N,) int64 that this run draws unlabeled images from; comes before any saved state."""
         ...
 
     def before_target(self, ctx: StepContext) -> None:

@@ -135,6 +135,7 @@ def signals_table(
     """Join the generic columns with those of the recipe's readers and keepers: one row per image, keyed by `row`."""
     rows = torch.from_numpy(predictions.rows).to(device)
     scores = Scores.of(torch.from_numpy(predictions.probs).to(device))
+    scores.columns = {name: torch.from_numpy(values).to(device) for name, values in predictions.columns.items()}
     fields = ("rows", "target", "allowed", "excluded", "given", "locked", "stamp")
     near = dataclasses.replace(view, **{name: getattr(view, name).to(device) for name in fields})
     extra: dict[str, Any] = dict(predictions.columns)

@@ -118,6 +118,7 @@ class Session:
         batch = self.batch(self.done)
         clock = Clock(self.done, 0, self.done, self.steps, ramp_scope=self.scope)
         self.survey(clock)
+        self.network.train()
         torch.manual_seed(self.seed + self.done)
         outs = {"l": run(self.network, batch.x)}
         outs |= {v: run(self.network, batch.views[v]) for v in sorted(self.recipe.views)}
