@@ -1,40 +1,54 @@
-"""Weak and strong views of a batch of faces, made on the device from uint8 (ALGORITHMS.md 1.4).
+"""Weak and strong views of many faces, made on the device from uint8 (ALGORITHMS.md 1.4).
 
-Every draw comes from (seed, step, row, view) through `learner.draws`, so a view is the same in any batch, on any device
-and after a resume. Operations run on groups of images, never image by image.
-
-Deviations: shears turn about the centre (the papers' image library: the top left corner); geometry is bilinear.
+Every draw comes from (seed, step, row, view) through `learner.draws`, so a view is the same in any batch, in a block of
+several steps, on any device and after a resume. Operations run on groups of images, never image by image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner import draws
+from learner import draws, operations
 from learner.config import AugmentConfig
+from learner.draws import Rows
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CUTOUT_FILL = (125, 123, 114)
 PURPOSES = {"l": 1, "w": 2, "w2": 3, "s": 4, "s2": 5}
-BLENDS = {"Brightness", "Color", "Contrast", "Sharpness"}
-GEOMETRY = {"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"}
 RANGES = {
-    **dict.fromkeys(sorted(BLENDS), (0.05, 0.95)),
+    **dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), (0.05, 0.95)),
     "Rotate": (-30.0, 30.0),
     **dict.fromkeys(("ShearX", "ShearY", "TranslateX", "TranslateY"), (-0.3, 0.3)),
     "Posterize": (4.0, 9.0),
     "Solarize": (0.0, 256.0),
 }
-_CELL = {"ShearX": (0, 1), "ShearY": (1, 0), "TranslateX": (0, 2), "TranslateY": (1, 2)}
+PIXELWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "AutoContrast": lambda x, _: operations.auto_contrast(x),
+    "Brightness": operations.brightness,
+    "Color": operations.color,
+    "Contrast": operations.contrast,
+    "Equalize": lambda x, _: operations.equalize(x),
+    "Posterize": operations.posterize,
+    "Sharpness": operations.sharpness,
+    "Solarize": operations.solarize,
+}
+SLIDES, TURNS = ("ShearX", "TranslateX", "TranslateY"), ("Rotate", "ShearY")
+_GROUPS = ("Identity", *PIXELWISE, *SLIDES, *TURNS)  # images are sorted so: one kernel serves all slides, one all turns
+_KERNEL = dict.fromkeys(SLIDES, "slide") | dict.fromkeys(TURNS, "turn")
+_LIMITS = np.array([RANGES.get(name, (0.0, 0.0)) for name in _GROUPS]).T
 _WEAK_DRAWS = 4
+_PART_BYTES = 1 << 19  # of uint8 that a CPU works on at a time, so that its float copy stays near
 
 
 class Augmenter:
-    """Makes the views of a batch: `weak` and `strong` take uint8 and return normalised float32."""
+    """Makes the views of a batch: `weak` and `strong` take uint8 and return normalised float32.
+
+    `step` is one lifetime step for the whole batch or one for each row (B,).
+    """
 
     def __init__(self, config: AugmentConfig, image_size: int, seed: int, device: torch.device) -> None:
         self.config = config
@@ -44,8 +58,9 @@ class Augmenter:
             self.padding = max(1, self.padding)
         self.seed = seed
         self.device = device
-        self._mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(STD, device=device).view(1, 3, 1, 1) * 255
+        # Statistics are spelled out along a row of pixels, RGBRGB…, which a CPU subtracts without a loop over channels.
+        self._mean = torch.tensor(MEAN, device=device).repeat(image_size) * 255
+        self._scale = 1 / (torch.tensor(STD, device=device).repeat(image_size) * 255)
         self._fill = torch.tensor(CUTOUT_FILL, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
 
     def upload(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -54,164 +69,102 @@ class Augmenter:
 
     def normalise(self, x: Tensor) -> Tensor:
         """Turn uint8 (B,3,H,W) into float32 with ImageNet statistics, channels last."""
-        return ((x.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        out = torch.empty(x.shape, device=x.device, memory_format=torch.channels_last)
+        lines = out.permute(0, 2, 3, 1).flatten(2)
+        for part in self._parts(len(x)):
+            if x.is_contiguous():
+                out[part] = x[part].float()
+            else:
+                lines[part] = x[part].permute(0, 2, 3, 1).flatten(2)
+            lines[part].sub_(self._mean).mul_(self._scale)
+        return out
 
-    def weak(self, x: Tensor, rows: NDArray[np.int64], step: int, view: str = "w") -> Tensor:
+    def _parts(self, count: int) -> Iterator[slice]:
+        """Cut a batch into parts that fit a CPU's cache; on other devices it stays whole."""
+        size = max(1, _PART_BYTES // (3 * self.size**2)) if self.device.type == "cpu" else max(1, count)
+        for start in range(0, count, size):
+            yield slice(start, min(start + size, count))
+
+    def weak(self, x: Tensor, rows: Rows, step: int | Rows, view: str = "w") -> Tensor:
         """Pad and crop with the configured probability, flip with the configured probability; normalised float32."""
         return self.normalise(self.weak_pixels(x, rows, step, view))
 
-    def strong(self, x: Tensor, rows: NDArray[np.int64], step: int, view: str = "s") -> Tensor:
+    def strong(self, x: Tensor, rows: Rows, step: int | Rows, view: str = "s") -> Tensor:
         """Apply the drawn operations, the cut-out, then the weak chain; normalised float32."""
         return self.normalise(self.weak_pixels(self.strong_pixels(x, rows, step, view), rows, step, view))
 
-    def weak_pixels(self, x: Tensor, rows: NDArray[np.int64], step: int, view: str) -> Tensor:
-        """Do the weak chain on uint8 (B,3,H,W) and return uint8 of the same shape."""
+    def weak_pixels(self, x: Tensor, rows: Rows, step: int | Rows, view: str) -> Tensor:
+        """Do the weak chain on uint8 (B,3,H,W) and return uint8 of the same shape and layout in memory."""
+        if not len(rows):
+            return x
         draw = draws.uniform(self.seed, step, rows, PURPOSES[view], _WEAK_DRAWS)
         pad, base = self.padding, np.arange(self.size)
         shift = np.floor(draw[:, 1:3] * (2 * pad + 1)).astype(np.int64) - pad
         shift[draw[:, 0] >= self.config.crop_probability] = 0
-        columns = base[None, :] + shift[:, 1:2]
-        flip = draw[:, 3] < self.config.flip_probability
-        columns[flip] = columns[flip, ::-1]
-        padded = F.pad(x, (pad, pad, pad, pad))
-        iy = self._send(base[None, :] + shift[:, 0:1] + pad)
-        ix = self._send(columns + pad)
-        batch = torch.arange(len(rows), device=self.device)[:, None, None]
-        return padded.permute(0, 2, 3, 1)[batch, iy[:, :, None], ix[:, None, :]].permute(0, 3, 1, 2)
+        flipped = draw[:, 3] < self.config.flip_probability
+        down = base + shift[:, :1]
+        across = np.broadcast_to(np.where(flipped, -shift[:, 1], shift[:, 1])[:, None], down.shape)
+        mirrored = self._send(np.flatnonzero(flipped))
+        # A crop of a face and one of its mirror are both runs of a row in memory: one copy per row does the rest.
+        source = np.arange(len(rows))
+        source[flipped] = len(rows) + np.arange(len(mirrored))
+        if x.is_contiguous():
+            both = torch.cat([x, x.index_select(0, mirrored).flip(3)])
+            return operations.slide(both, down, across, source)
+        faces = x.permute(0, 2, 3, 1)
+        both = torch.cat([faces, faces.index_select(0, mirrored).flip(2)])
+        lines = operations.slide(both.flatten(2), down, across, source, unit=3)
+        return lines.view(faces.shape).permute(0, 3, 1, 2)
 
-    def strong_pixels(self, x: Tensor, rows: NDArray[np.int64], step: int, view: str) -> Tensor:
-        """Draw and apply the operations and the cut-out on uint8 (B,3,H,W); the input is left as it is."""
+    def strong_pixels(self, x: Tensor, rows: Rows, step: int | Rows, view: str) -> Tensor:
+        """Draw and apply the operations and the cut-out on uint8 (B,3,H,W); return contiguous uint8."""
         count = self.config.num_operations
         draw = draws.uniform(self.seed, step, rows, PURPOSES[view] + 16, 2 * count + 3)
-        names = self.config.operations
-        chosen = np.minimum((draw[:, :count] * len(names)).astype(np.int64), len(names) - 1)
-        x = x.clone()
+        known = np.array([_GROUPS.index(name) for name in self.config.operations], dtype=np.int64)
+        chosen = known[np.minimum((draw[:, :count] * len(known)).astype(np.int64), len(known) - 1)]
+        low, high = _LIMITS
+        magnitude = (low[chosen] + draw[:, count : 2 * count] * (high - low)[chosen]).astype(np.float32)
+        place: Rows = np.arange(len(rows))  # where each image of the batch lies in x
         for slot in range(count):
-            self._apply(x, [names[i] for i in chosen[:, slot]], draw[:, count + slot])
-        return self._cut_out(x, draw[:, 2 * count :]) if self.config.cutout > 0 else x
+            order = np.argsort(chosen[:, slot], kind="stable")
+            x = x.index_select(0, self._send(place[order])).contiguous()
+            self._apply(x, np.take(_GROUPS, chosen[order, slot]), magnitude[order, slot])
+            place[order] = np.arange(len(rows))
+        x = x.index_select(0, self._send(place)).contiguous()
+        if self.config.cutout > 0:
+            self._cut_out(x, draw[:, 2 * count :])
+        return x
 
-    def _apply(self, x: Tensor, names: list[str], draw: NDArray[np.float32]) -> None:
-        """Apply one operation per image, in place: images are grouped so that each kernel sees many."""
-        low, high = np.array([RANGES.get(name, (0.0, 0.0)) for name in names]).reshape(-1, 2).T
-        magnitude = (low + draw * (high - low)).astype(np.float32)
-        groups: dict[str, list[int]] = {}
-        for index, name in enumerate(names):
-            groups.setdefault("geometry" if name in GEOMETRY else "blend" if name in BLENDS else name, []).append(index)
-        for group, members in sorted(groups.items()):
-            if group == "Identity":
-                continue
-            where = self._send(np.array(members))
-            strength = self._send(magnitude[members])
-            if group == "geometry":
-                matrices = self._send(affine_matrices([names[i] for i in members], magnitude[members]))
-                x[where] = warp(x[where], matrices)
-            elif group == "blend":
-                x[where] = blend(x[where], [names[i] for i in members], strength)
-            else:
-                x[where] = POINTWISE[group](x[where], strength)
+    def _apply(self, x: Tensor, names: NDArray[np.str_], magnitude: NDArray[np.float32]) -> None:
+        """Apply one operation to every image of x, in place; images come sorted by operation."""
+        strength = self._send(magnitude)
+        kernel = np.array([_KERNEL.get(name, name) for name in names])
+        edges = [0, *(np.flatnonzero(kernel[1:] != kernel[:-1]) + 1), len(kernel)]
+        for start, end in pairwise(edges):
+            for part in self._parts(end - start):
+                here = slice(start + part.start, start + part.stop)
+                if names[start] != "Identity":
+                    x[here].copy_(self._operate(kernel[start], names[here], x[here], magnitude[here], strength[here]))
 
-    def _cut_out(self, x: Tensor, draw: NDArray[np.float32]) -> Tensor:
+    def _operate(
+        self, kernel: str, names: NDArray[np.str_], x: Tensor, magnitude: NDArray[np.float32], strength: Tensor
+    ) -> Tensor:
+        if kernel == "slide":
+            return operations.slide(x, *operations.slid_rows(names, magnitude, self.size))
+        if kernel == "turn":
+            return operations.turn(x, operations.turning(names, magnitude, self.size))
+        return PIXELWISE[kernel](x, strength)
+
+    def _cut_out(self, x: Tensor, draw: NDArray[np.float32]) -> None:
         side = draw[:, 0] * self.config.cutout * self.size
         centre = draw[:, 1:3] * self.size
         low = np.maximum(centre - side[:, None] / 2, 0).astype(np.int64)
         high = np.minimum(low + side[:, None], self.size).astype(np.int64)
         base = np.arange(self.size)[None, None, :]
-        inside = self._send((base >= low[:, :, None]) & (base < high[:, :, None]))
-        mask = inside[:, 0, :, None] & inside[:, 1, None, :]
-        return torch.where(mask[:, None], self._fill, x)
+        inside = self._send(((base >= low[:, :, None]) & (base < high[:, :, None])) * np.uint8(255))
+        for part in self._parts(len(x)):
+            mask = inside[part, 0, :, None] & inside[part, 1, None, :]
+            x[part] ^= (x[part] ^ self._fill).bitwise_and_(mask[:, None])
 
     def _send(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
-
-
-def auto_contrast(x: Tensor, _: Tensor) -> Tensor:
-    """Stretch every channel of uint8 (B,3,H,W) to 0..255; a flat channel stays."""
-    low, high = x.amin(dim=(2, 3), keepdim=True).float(), x.amax(dim=(2, 3), keepdim=True).float()
-    spread = high - low
-    scale = torch.where(spread > 0, 255 / spread.clamp(min=1), torch.ones_like(spread))
-    stretched = ((x.float() - low) * scale).clamp(0, 255)
-    return torch.where(spread > 0, stretched, x.float()).to(torch.uint8)
-
-
-def equalize(x: Tensor, _: Tensor) -> Tensor:
-    """Flatten the histogram of every channel of uint8 (B,3,H,W)."""
-    flat = x.flatten(2).flatten(0, 1).long()
-    hist = torch.zeros(len(flat), 256, dtype=torch.int64, device=x.device)
-    hist.scatter_add_(1, flat, torch.ones_like(flat))
-    bins = torch.arange(256, device=x.device)
-    last = ((hist > 0) * bins).amax(dim=1, keepdim=True)
-    step = (flat.shape[1] - hist.gather(1, last)) // 255
-    table = ((hist.cumsum(dim=1) - hist + step // 2) // step.clamp(min=1)).clamp(0, 255)
-    table = torch.where(step > 0, table, bins.expand_as(table))
-    return table.gather(1, flat).view(x.shape).to(torch.uint8)
-
-
-def posterize(x: Tensor, magnitude: Tensor) -> Tensor:
-    """Keep the highest bits: magnitude (B,) in [4, 9) rounds down to 4..8 bits."""
-    drop = (8 - magnitude.floor().clamp(1, 8)).to(torch.uint8)[:, None, None, None]
-    return (x >> drop) << drop
-
-
-def solarize(x: Tensor, magnitude: Tensor) -> Tensor:
-    """Invert the pixels at or above the threshold magnitude (B,) in [0, 256)."""
-    return torch.where(x.float() < magnitude[:, None, None, None], x, 255 - x)
-
-
-POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "AutoContrast": auto_contrast,
-    "Equalize": equalize,
-    "Posterize": posterize,
-    "Solarize": solarize,
-}
-
-
-def blend(x: Tensor, names: list[str], factor: Tensor) -> Tensor:
-    """Move towards black, gray, the mean gray or a smoothed image: `factor` (B,) is the share of the original."""
-    image = x.float()
-    base = torch.zeros_like(image)
-    for name, towards in (("Color", gray), ("Contrast", mean_gray), ("Sharpness", smooth)):
-        members = [index for index, other in enumerate(names) if other == name]
-        if members:
-            where = torch.tensor(members, device=x.device)
-            base[where] = towards(image[where])
-    share = factor[:, None, None, None]
-    return (image * share + base * (1 - share)).clamp(0, 255).to(torch.uint8)
-
-
-def gray(image: Tensor) -> Tensor:
-    """Return the luminance of (B,3,H,W) in every channel."""
-    red, green, blue = image.unbind(dim=1)
-    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None].expand_as(image)
-
-
-def mean_gray(image: Tensor) -> Tensor:
-    """Return the rounded mean luminance of every image, (B,3,H,W)."""
-    return gray(image).mean(dim=(2, 3), keepdim=True).round().expand_as(image)
-
-
-def smooth(image: Tensor) -> Tensor:
-    """Blur (B,3,H,W) with the 3×3 kernel of ones around a five; the outermost pixels stay."""
-    blurred = image.clone()
-    total = F.avg_pool2d(image, 3, stride=1) * 9 + 4 * image[:, :, 1:-1, 1:-1]
-    blurred[:, :, 1:-1, 1:-1] = (total / 13).round()
-    return blurred
-
-
-def affine_matrices(names: list[str], magnitude: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Build (B,2,3) maps from output to input in coordinates that run from -1 to 1 over the image."""
-    matrices = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (len(names), 1, 1))
-    for index, (name, value) in enumerate(zip(names, magnitude, strict=True)):
-        if name == "Rotate":
-            c, s = np.cos(np.deg2rad(value)), np.sin(np.deg2rad(value))
-            matrices[index, :, :2] = [[c, -s], [s, c]]
-        else:
-            matrices[(index, *_CELL[name])] = value if name.startswith("Shear") else 2 * value
-    return matrices
-
-
-def warp(x: Tensor, matrices: Tensor) -> Tensor:
-    """Resample uint8 (B,3,H,W) by affine maps (B,2,3), bilinear, black outside."""
-    grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
-    return (
-        F.grid_sample(x.float(), grid, padding_mode="zeros", align_corners=False).round().clamp(0, 255).to(torch.uint8)
-    )

@@ -29,22 +29,36 @@ def key(*parts: int) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def copies(rows: Rows) -> Rows:
-    """Number the repeats of a row inside a batch 0, 1, 2 …, so that each repeat gets its own view."""
-    order = np.argsort(rows, kind="stable")
+def copies(rows: Rows, steps: Rows | None = None) -> Rows:
+    """Number the repeats of a row inside a step's batch 0, 1, 2 …, so that each repeat gets its own view.
+
+    rows (B,); steps (B,) where the batches of several steps are given at once.
+    """
+    if not len(rows):
+        return np.zeros(0, np.int64)
+    order = np.argsort(rows, kind="stable") if steps is None else np.lexsort((steps, rows))
     ordered = rows[order]
-    starts = np.r_[True, ordered[1:] != ordered[:-1]] if len(rows) else np.zeros(0, bool)
+    starts = np.r_[True, ordered[1:] != ordered[:-1]]
+    if steps is not None:
+        at = steps[order]
+        starts[1:] |= at[1:] != at[:-1]
     index = np.arange(len(rows))
-    first = np.maximum.accumulate(np.where(starts, index, 0)) if len(rows) else index
+    first = np.maximum.accumulate(np.where(starts, index, 0))
     numbers = np.empty(len(rows), np.int64)
     numbers[order] = index - first
     return numbers
 
 
-def uniform(seed: int, step: int, rows: Rows, purpose: int, count: int) -> NDArray[np.float32]:
-    """Draw `count` uniform numbers in [0, 1) per row: (B, count) float32, exact multiples of 2^-24."""
-    start = np.full(len(rows), key(seed, step, purpose), np.uint64)
-    state = _mix(_mix(start ^ rows.astype(np.uint64)) ^ copies(rows).astype(np.uint64))
+def uniform(seed: int, step: int | Rows, rows: Rows, purpose: int, count: int) -> NDArray[np.float32]:
+    """Draw `count` uniform numbers in [0, 1) per row: (B, count) float32, exact multiples of 2^-24.
+
+    `step` is one for all rows or one each (B,); the numbers are the same either way.
+    """
+    steps = np.broadcast_to(np.asarray(step, np.int64), rows.shape)
+    start = _mix(np.zeros(1, np.uint64) ^ np.uint64(seed & 0xFFFFFFFFFFFFFFFF))
+    start = _mix(_mix(start ^ steps.astype(np.uint64)) ^ np.uint64(purpose)) >> np.uint64(1)
+    number = copies(rows, None if np.ndim(step) == 0 else steps)
+    state = _mix(_mix(start ^ rows.astype(np.uint64)) ^ number.astype(np.uint64))
     index = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     bits = _mix(state[:, None] + index[None, :])
     return ((bits >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)

@@ -12,6 +12,9 @@ from learner.bank import BankSource, FeatureBank
 from learner.config import RunConfig
 from learner.data import Balanced, Cycle, PixelCache, Rows
 
+BLOCK_BYTES = 1 << 26  # room for views made ahead of the step that needs them
+BLOCK_STEPS = 32  # beyond this, a larger block is no faster
+
 
 class Source(Protocol):
     """Network inputs by row. A view is a pure function of (name, row, step), whatever batch it is made in."""
@@ -37,24 +40,48 @@ class PixelSource:
 
     def view(self, name: str, rows: Rows, steps: Rows) -> Tensor:
         """Return a weak or strong view (B,3,H,W), channels last."""
-        pixels = self.augmenter.upload(self.cache.gather(rows))
         make = self.augmenter.strong if name.startswith("s") else self.augmenter.weak
-        parts = [make(pixels[steps == step], rows[steps == step], int(step), name) for step in np.unique(steps)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts).contiguous(memory_format=torch.channels_last)
+        return make(self.augmenter.upload(self.cache.gather(rows)), rows, steps, name)
 
 
 class Ahead:
-    """Views of the coming steps. `samplers` and the views they feed are given by name; "l" reads the labeled rows."""
+    """Views of the coming steps, made for a block of steps at once so that every operation sees many images.
 
-    def __init__(self, source: Source, samplers: Mapping[str, Cycle | Balanced]) -> None:
+    `samplers` and the views they feed are given by name; "l" reads the labeled rows. What a step gets does not depend
+    on the block. The first step is made alone; it shows how many fit into `block_bytes`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        samplers: Mapping[str, Cycle | Balanced],
+        block_bytes: int = BLOCK_BYTES,
+        block_steps: int = BLOCK_STEPS,
+    ) -> None:
         self.source, self.samplers = source, samplers
+        self._bytes, self._most = block_bytes, block_steps
+        self._block = 1
+        self._first = 0
+        self._made: list[dict[str, Tensor]] = []
 
-    def at(self, step: int) -> dict[str, Tensor]:
-        """Return every view of one lifetime step."""
-        made = {}
+    def at(self, step: int, stop: int | None = None) -> dict[str, Tensor]:
+        """Return every view of one lifetime step; none is made for step `stop` or after it."""
+        if not self._first <= step < self._first + len(self._made):
+            self._made = []  # before the next ones need its room
+            most = self._block if stop is None else min(self._block, stop - step)
+            self._first, self._made = step, self._make(step, max(1, most))
+            size = sum(x.numel() * x.element_size() for x in self._made[0].values())
+            self._block = max(1, min(self._most, self._bytes // max(1, size)))
+        return dict(self._made[step - self._first])
+
+    def _make(self, first: int, count: int) -> list[dict[str, Tensor]]:
+        made: list[dict[str, Tensor]] = [{} for _ in range(count)]
         for name, sampler in self.samplers.items():
-            rows = sampler.at(step)
-            made[name] = self.source.view(name, rows, np.full(len(rows), step, np.int64))
+            rows = [sampler.at(step) for step in range(first, first + count)]
+            steps = np.repeat(np.arange(first, first + count), [len(part) for part in rows])
+            views = self.source.view(name, np.concatenate(rows), steps)
+            for step, view in enumerate(torch.split(views, [len(part) for part in rows])):
+                made[step][name] = view
         return made
 
 

@@ -150,7 +150,7 @@ class Trainer:
     def _batch(self, step: int) -> Batch:
         rows = self.labeled.at(step)
         unlabeled: Rows = self.unlabeled.at(step) if self.recipe.views else np.zeros(0, np.int64)
-        views = self.ahead.at(step)
+        views = self.ahead.at(step, self.lifetime_start + self.config.steps)
         place = self.fabric.device
         where = torch.from_numpy(np.searchsorted(self._view_rows, rows)).to(place)
         return Batch(
@@ -169,7 +169,8 @@ class Trainer:
             for name, x in batch.views.items()
             if name in recipe.grad_views or not name.startswith("w") or recipe.pseudo_source == "student_train"
         }
-        self.network.train()
+        if not self.raw.training:  # walking the modules costs as much as a small layer
+            self.network.train()
         frozen = recipe.batchnorm == "freeze"
         if recipe.forward_mode == "concat" and not frozen:
             return self._together({"l": batch.x} | unlabeled)
