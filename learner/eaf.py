@@ -150,8 +150,9 @@ class Experts(nn.Module):
 
     def _hidden(self, v: Tensor) -> Tensor:
         """Return the hidden layers (B,n,h) of every expert."""
-        h = torch.einsum("bd,nhd->bnh", v, self.down)
-        return F.relu(h + self.down_bias) if self.bent else h
+        h = F.linear(v, self.down.flatten(0, 1), self.down_bias.flatten() if self.bent else None)
+        h = h.view(len(h), *self.down.shape[:2])
+        return F.relu(h) if self.bent else h
 
     def each(self, v: Tensor) -> Tensor:
         """Return the output (B,n,D) of every expert by itself."""
