@@ -14,6 +14,7 @@ from annotator.records import Answer
 from annotator.scores import Scores, ScoresReader
 from annotator.settings import Workspace
 from annotator.store import LabelStore
+from tests.zygote import Zygote
 
 QUICK = {
     "image_size": 32,
@@ -32,11 +33,18 @@ def make_workspace(folder: Path, faces: Path, **learner: object) -> Workspace:
     return workspace
 
 
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Load torch once for all rounds of the session."""
+    with Zygote("learner.cli", "learner.round", "annotator.loop.embed_snapshot") as running:
+        yield running
+
+
 @pytest.fixture(autouse=True)
-def _not_too_nice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let rounds make headway on a machine that is busy with other tests."""
-    monkeypatch.setattr("annotator.loop.training.NICE", 0)
-    monkeypatch.setattr("annotator.loop.embed_snapshot.NICE", 0)
+def _warm_children(monkeypatch: pytest.MonkeyPatch, zygote: Zygote) -> None:
+    """Let rounds and embeddings of learners in this process start at once, as real processes all the same."""
+    monkeypatch.setattr("annotator.loop.training.start_child", zygote.start)
+    monkeypatch.setattr("annotator.loop.embed_snapshot.start_child", zygote.start)
 
 
 @pytest.fixture
@@ -87,8 +95,8 @@ def answer(store: LabelStore, row: int, *classes: str, kind: str = "label") -> i
     return store.decisions.submit(store.accounts.local_user(), given).annotation.seq
 
 
-def answer_truth(store: LabelStore, count: int) -> list[int]:
-    """Answer `count` pool faces by their given labels, classes in turn; return their rows."""
+def answer_truth(store: LabelStore, count: int, start: int = 0) -> list[int]:
+    """Answer pool faces number `start` to `count` by their given labels, classes in turn; return their rows."""
     table = store.images.table()
     represents = set(table.rows[(table.rows == table.group) & (table.state == 0)].tolist())
     by_class: dict[str, list[int]] = {}
@@ -101,10 +109,11 @@ def answer_truth(store: LabelStore, count: int) -> list[int]:
         layer = [(slug, found[depth]) for slug, found in sorted(by_class.items()) if depth < len(found)]
         assert layer, "not that many faces"
         for slug, row in layer[: count - len(rows)]:
-            answer(store, row, slug)
+            if len(rows) >= start:
+                answer(store, row, slug)
             rows.append(row)
         depth += 1
-    return rows
+    return rows[start:]
 
 
 def assert_consistent(workspace: Workspace, store: LabelStore) -> None:
