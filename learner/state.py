@@ -76,6 +76,7 @@ class SampleTable:
         self._data: dict[str, Tensor] = {}
         self._known = torch.zeros(0, dtype=torch.bool, device=self._device)
         self._removed = torch.zeros(0, dtype=torch.bool, device=self._device)
+        self._any_removed = False  # known without asking the device; then no write needs to look
         self._grow(max(1, capacity))
 
     @property
@@ -150,6 +151,7 @@ class SampleTable:
         """Put a tombstone on rows (B,): they read as defaults and ignore writes until `restore`."""
         self.reset(rows)
         self._removed[rows.to(self._device)] = True
+        self._any_removed = True
 
     def restore(self, rows: Tensor) -> None:
         """Lift the tombstones of rows (B,), which start from the defaults again."""
@@ -195,6 +197,7 @@ class SampleTable:
         removed = state["removed"].to(self._device)
         self._ready(removed)
         self._removed[removed] = True
+        self._any_removed = len(removed) > 0
 
 
 class RowView:
@@ -209,7 +212,7 @@ class RowView:
         """Use `SampleTable.at`, which checks the rows once for all columns."""
         self._table = table
         self._rows = rows
-        self._alive = ~table._removed[rows]
+        self._alive = ~table._removed[rows] if table._any_removed else None
         self._written = False
 
     def __getitem__(self, name: str) -> Tensor:
@@ -223,15 +226,24 @@ class RowView:
     def put(self, name: str, values: Tensor | float, where: Tensor | None = None) -> None:
         """Write a column where `where` (B,) or (B,width) bool says so."""
         column = self._table._data[name]
-        old = column[self._rows]
-        chosen = self._alive if where is None else where & (self._alive if where.dim() == 1 else self._alive[:, None])
-        if old.dim() > chosen.dim():
-            chosen = chosen[:, None]
-        new = torch.as_tensor(values, device=old.device).to(old.dtype)
-        column[self._rows] = torch.where(chosen, new, old)
+        new = torch.as_tensor(values, device=column.device).to(column.dtype)
+        chosen = self._chosen(where)
+        if chosen is None:
+            column[self._rows] = new
+        else:
+            old = column[self._rows]
+            column[self._rows] = torch.where(chosen[:, None] if old.dim() > chosen.dim() else chosen, new, old)
         if not self._written:
-            self._table._known[self._rows] |= self._alive
+            self._table._known[self._rows] = (
+                True if self._alive is None else self._table._known[self._rows] | self._alive
+            )
             self._written = True
+
+    def _chosen(self, where: Tensor | None) -> Tensor | None:
+        """Return which entries may be written; None for all."""
+        if where is None or self._alive is None:
+            return self._alive if where is None else where
+        return where & (self._alive if where.dim() == 1 else self._alive[:, None])
 
 
 def permute_classes(state: dict[str, Tensor], old: Sequence[str], new: Sequence[str]) -> dict[str, Tensor]:
