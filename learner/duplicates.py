@@ -32,7 +32,7 @@ def gradient_hash(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     gray = images.astype(np.float32).mean(axis=3)
     for index, image in enumerate(gray):
         small[index] = np.asarray(Image.fromarray(image).resize((_SIDE + 1, _SIDE), Image.Resampling.BOX))
-    bits = (small[:, :, 1:] > small[:, :, :-1]).reshape(len(images), -1)
+    bits = (small[:, :, 1:] > small[:, :, :-1]).reshape(len(images), _SIDE * _SIDE)
     return np.packbits(bits, axis=1).view(np.uint64)
 
 

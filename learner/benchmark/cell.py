@@ -54,6 +54,8 @@ def prepare(cell: Cell, data: Dataset, folder: Path, validations: int) -> None:
         "wanted": wanted,
         "validate_every": max(1, cell.config.steps // validations),
     }
+    if data.bank is not None:
+        note |= {"initialisation": f"frozen features: {data.bank.asked}", "bank": data.bank.encoder}
     if (folder / "cell.json").exists():
         _same(folder, note)
         if not (folder / "results.json").exists():
@@ -84,8 +86,8 @@ def _point(folder: Path, cell: Cell, data: Dataset) -> None:
     """Say where pixels or features are; the grid's folder may have moved since."""
     pool: dict[str, Any] = {"cache": str(data.cache(cell.config.image_size).resolve()), "previous": None}
     pool |= {"image_size": cell.config.image_size, "data": str(data.folder.resolve())}
-    if cell.dataset.bank is not None:
-        pool["bank"] = str(Path(cell.dataset.bank).resolve())
+    if data.bank is not None:
+        pool["bank"] = str(data.bank.folder.resolve())
     write_json(folder / "pool.json", pool)
 
 

@@ -3,12 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.bank import FeatureBank
 from learner.benchmark.grid import DatasetEntry
 from learner.config import write_json
 from learner.data import PixelCache, Rows
@@ -30,6 +31,22 @@ class Dataset:
     folder: Path
     evaluation: Rows
     selection: Rows
+    bank: FeatureBank | None = None
+
+    def on_bank(self, folder: Path) -> "Dataset":
+        """Return the same data read from a feature bank.
+
+        Raises:
+            InputError: the folder is no finished bank, it was made from another source, or it lacks a row.
+        """
+        bank = FeatureBank(folder)
+        note = folder / "source.json"
+        if note.exists() and json.loads(note.read_text(encoding="utf-8"))["source"] != source_key(self.manifest):
+            raise InputError(f"{folder} was made from another source than {self.manifest.source}")
+        asked = np.union1d(self.evaluation, self.selection)
+        if not bank.has(asked).all():
+            raise InputError(f"{folder} lacks {int((~bank.has(asked)).sum())} of the evaluated images")
+        return replace(self, bank=bank)
 
     def cache(self, size: int) -> Path:
         """Return the folder of pixels of one size."""

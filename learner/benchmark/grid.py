@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learner import methods
+from learner.bank import adapt
 from learner.config import RunConfig
 from learner.errors import InputError
 from learner.protocols import Kind, LabelSplit, Protocol
@@ -28,7 +29,8 @@ class DatasetEntry(_Part):
 
     source: relative to the working directory, or else to the configuration. rule: FER+ votes to label. evaluate: the
     split that is reported on. pool: which unlabeled training images serve, those with a known class or all. bank: a
-    prebuilt feature bank that runs read instead of pixels.
+    feature bank of the same source (`python -m learner bank SOURCE BANK`) that runs read instead of pixels; methods are
+    adapted to it.
     """
 
     name: str = Field(pattern=NAME)
@@ -162,7 +164,9 @@ class Grid(_Part):
         for seed, dataset, (protocol, amount, gamma), method in product(
             self.split_seeds, self.datasets, amounts, self.methods
         ):
-            yield Cell(dataset, LabelSplit(protocol, amount, gamma), method, seed, self.config_of(method, seed))
+            config = self.config_of(method, seed)
+            chosen = adapt(config) if dataset.bank is not None else config
+            yield Cell(dataset, LabelSplit(protocol, amount, gamma), method, seed, chosen)
 
     def host_of(self, method: MethodEntry) -> str | None:
         """Return the label that a method is paired with, None for the baseline itself."""

@@ -91,14 +91,18 @@ def prepare_grid(grid: Grid, config: Path, out: Path, places: dict[str, str], to
     Raises:
         InputError: a source is missing or malformed, or OUT was made from another.
     """
-    unknown = sorted(places.keys() - {entry.name for entry in grid.datasets})
+    known = {entry.name for entry in grid.datasets} | {f"{entry.name}.bank" for entry in grid.datasets if entry.bank}
+    unknown = sorted(places.keys() - known)
     if unknown:
-        raise InputError(f"no data set {unknown[0]!r}; there are {', '.join(d.name for d in grid.datasets)}")
+        raise InputError(f"no data set {unknown[0]!r}; there are {', '.join(sorted(known))}")
     sizes = sorted({cell.config.image_size for cell in grid.cells()})
     datasets = {}
     for entry in grid.datasets:
         source = locate(places.get(entry.name, entry.source), config)
-        datasets[entry.name] = open_dataset(entry, source, out / "data" / entry.name, sizes, told)
+        opened = open_dataset(entry, source, out / "data" / entry.name, sizes, told)
+        if entry.bank is not None:
+            opened = opened.on_bank(locate(places.get(f"{entry.name}.bank", entry.bank), config))
+        datasets[entry.name] = opened
     return datasets
 
 

@@ -107,6 +107,8 @@ class Watcher:
             trainer.lifetime_step,
         )
         predictions = predictor.predict(self.selection)
+        if not np.isfinite(predictions.probs).all():
+            return  # the trainer stops at its next reading of the losses
         found = evaluate(predictions.probs, self._truth[self.selection], self.classes)
         if found.balanced > self._best:
             self._best = found.balanced
