@@ -17,6 +17,7 @@ from annotator import taxonomy
 from annotator.records import NewImage
 from annotator.settings import Workspace
 from annotator.store import LabelStore
+from tests.zygote import Zygote
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -124,6 +125,13 @@ def sqlite_store(workspace: Workspace) -> Iterator[LabelStore]:
     """Open the store of `workspace` on SQLite only, for tests where the database makes no difference."""
     with LabelStore.open(workspace) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Load torch and Gradio once for all commands, servers and rounds of the session."""
+    with Zygote("annotator.cli", "ui.app", "learner.cli", "learner.round", "annotator.loop.embed_snapshot") as running:
+        yield running
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from annotator.commands.workspaces import ExportFormat, ImportFormat
 from annotator.ingest import demo_faces
 from annotator.settings import Workspace
 from annotator.simulate import server_url
+from tests.zygote import Zygote
 
 README = Path(__file__).parents[1] / "README.md"
 READY_SECONDS = 120.0
@@ -34,29 +35,31 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
 
 
-def start(words: list[str], folder: Path) -> "subprocess.Popen[str]":
-    """Start one command as a shell would, with leading assignments as its environment."""
-    environment = {**os.environ, **QUICK}
+def run(zygote: Zygote, words: list[str], folder: Path) -> None:
+    """Run one command to its end, with leading assignments as its environment; it must succeed."""
+    environment = dict(QUICK)
     while "=" in words[0]:
         name, value = words[0].split("=", 1)
         environment[name], words = value, words[1:]
-    program = {"annotator": [sys.executable, "-m", "annotator"], "python": [sys.executable]}[words[0]]
-    return subprocess.Popen(
-        [*program, *words[1:]],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    arguments = words if words[0] == "annotator" else words[2:]
+    assert words[0] == "annotator" or words[:2] == ["python", "-m"]
+    done = zygote.run(arguments, folder, environment, timeout=600)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
 @contextmanager
 def serving(words: list[str], folder: Path) -> Iterator[None]:
     """Keep a serving command running for the commands that follow it."""
     port = [] if "--port" in words else ["--port", "0"]
-    process = start([*words, *port], folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words, *port],
+        cwd=folder,
+        env={**os.environ, **QUICK},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     root = folder / words[2]
     try:
         give_up = time.monotonic() + READY_SECONDS
@@ -78,7 +81,7 @@ def serving(words: list[str], folder: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
+def test_every_command_of_the_readme_works(zygote: Zygote, tmp_path: Path) -> None:
     demo_faces.generate(tmp_path / "more", 60, seed=3)
     (tmp_path / "faces").mkdir()
     for path in sorted((tmp_path / "more" / "images").iterdir())[:5]:
@@ -95,9 +98,7 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
             if words[1] == "erase" and running is not None:  # the README says so
                 running.__exit__(None, None, None)
                 running = None
-            process = start(words, tmp_path)
-            output, _ = process.communicate(timeout=600)
-            assert process.returncode == 0, f"{shlex.join(words)}\n{output}"
+            run(zygote, words, tmp_path)
     finally:
         if running is not None:
             running.__exit__(None, None, None)

@@ -1,7 +1,8 @@
-"""Real child processes without the seconds that loading torch takes: one process loads it once and forks the others.
+"""Real child processes without the seconds that loading torch or Gradio takes: one process loads, and forks the others.
 
-`Zygote.start` does what `annotator.loop.processes.start_child` does for `python -m …`, and its children are processes
-with a pid, an exit code and signals of their own. They share nothing but what importing has left in memory.
+`Zygote.start` does what `annotator.loop.processes.start_child` does for `python -m …`, `Zygote.popen` and `Zygote.run`
+what their namesakes of `subprocess` do. The children are processes with a pid, an exit code and signals of their own;
+they share nothing but what importing has left in memory.
 """
 
 import contextlib
@@ -10,9 +11,11 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -27,8 +30,9 @@ _PR_SET_PDEATHSIG = 1
 class Child:
     """A forked process, with the methods of `subprocess.Popen` that the project uses."""
 
-    def __init__(self, zygote: "Zygote", pid: int) -> None:
+    def __init__(self, zygote: "Zygote", pid: int, said: tuple[Path, Path] | None = None) -> None:
         self._zygote = zygote
+        self._said = said
         self.pid = pid
         self.returncode: int | None = None
 
@@ -46,6 +50,13 @@ class Child:
                 raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout or 0)
             time.sleep(0.01)
         return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end and return what was written to standard output and to standard error."""
+        assert self._said is not None
+        self.wait(timeout)
+        out, err = (path.read_text(encoding="utf-8") for path in self._said)
+        return out, err
 
     def send_signal(self, number: int) -> None:
         """Send a signal to a process that still runs."""
@@ -66,6 +77,8 @@ class Zygote:
 
     def __init__(self, *modules: str) -> None:
         self._lock = threading.Lock()
+        self._folder = Path(tempfile.mkdtemp(prefix="zygote-"))
+        self._number = 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.zygote", *modules],
             cwd=REPOSITORY,
@@ -80,6 +93,7 @@ class Zygote:
 
     def __exit__(self, *error: object) -> None:
         self._process.communicate()
+        shutil.rmtree(self._folder)
 
     def ask(self, request: dict[str, Any]) -> Any:
         """Send one request and return the answer."""
@@ -101,8 +115,25 @@ class Zygote:
     ) -> Child:
         """Run `python -m …` in a fork. Its priority stays: rounds must make headway on a machine busy with tests."""
         assert arguments[0] == "-m"
-        told = {"arguments": arguments[1:], "log": str(log) if log else None, "cwd": str(cwd) if cwd else None}
+        name = str(log or os.devnull)
+        told = {"arguments": arguments[1:], "out": name, "err": name, "cwd": str(cwd or Path.cwd()), "env": {}}
         return Child(self, self.ask({"start": told}))
+
+    def popen(self, arguments: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> Child:
+        """Run `python -m arguments` with the further environment `env`; `communicate` returns what it says."""
+        self._number += 1
+        out, err = (self._folder / f"{self._number}.{name}" for name in ("out", "err"))
+        told = {"arguments": arguments, "out": str(out), "err": str(err), "cwd": str(cwd or Path.cwd())}
+        return Child(self, self.ask({"start": told | {"env": env or {}}}), (out, err))
+
+    def run(
+        self, arguments: list[str], cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `python -m arguments` to its end and return exit code and words."""
+        child = self.popen(arguments, cwd, env)
+        out, err = child.communicate(timeout)
+        assert child.returncode is not None
+        return subprocess.CompletedProcess(arguments, child.returncode, out, err)
 
 
 def serve() -> None:
@@ -119,7 +150,7 @@ def _poll(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
-def _fork(arguments: list[str], log: str | None, cwd: str | None) -> int:
+def _fork(arguments: list[str], out: str, err: str, cwd: str, env: dict[str, str]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -127,12 +158,11 @@ def _fork(arguments: list[str], log: str | None, cwd: str | None) -> int:
     try:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        output = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for number in (1, 2):
-            os.dup2(output, number)
+        for number, name in ((1, out), (2, err)):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        if cwd is not None:
-            os.chdir(cwd)
+        os.environ.update(env)
+        os.chdir(cwd)
         sys.argv = arguments.copy()
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
         code = 0

@@ -33,13 +33,6 @@ def make_workspace(folder: Path, faces: Path, **learner: object) -> Workspace:
     return workspace
 
 
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """Load torch once for all rounds of the session."""
-    with Zygote("learner.cli", "learner.round", "annotator.loop.embed_snapshot") as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def _warm_children(monkeypatch: pytest.MonkeyPatch, zygote: Zygote) -> None:
     """Let rounds and embeddings of learners in this process start at once, as real processes all the same."""

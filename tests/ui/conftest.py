@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from annotator import auth
+from annotator import auth, taxonomy
 from annotator.records import Role
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -84,6 +84,19 @@ def served(workspace: Workspace, sqlite_store: LabelStore, tmp_path: Path) -> It
     fill(sqlite_store, tmp_path / "pictures", 30)
     with running(workspace, sqlite_store) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Serve 30 faces, without accounts, to tests that store nothing."""
+    folder = tmp_path_factory.mktemp("untouched")
+    workspace = Workspace.create(folder / "ws", taxonomy.FERPLUS)
+    with LabelStore.open(workspace) as store:
+        fill(store, folder / "pictures", 30)
+        with running(workspace, store) as server:
+            yield server
+        assert store.decisions.count() == 0
+        assert not store.accounts.has_people()
 
 
 @pytest.fixture

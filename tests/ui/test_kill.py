@@ -19,6 +19,7 @@ from annotator.settings import Workspace
 from annotator.store import LabelStore
 from tests.ui.conftest import fill
 from tests.ui.test_server import ServerProcess
+from tests.zygote import Zygote
 
 KILLS = int(os.environ.get("KILLS", "3"))
 PEOPLE = 4
@@ -73,14 +74,14 @@ class Person(threading.Thread):
         return None
 
 
-def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_kill_9_loses_and_doubles_nothing(zygote: Zygote, tmp_path: Path) -> None:
     workspace = Workspace.create(tmp_path / "ws", taxonomy.FERPLUS)
     with LabelStore.open(workspace) as store:
-        fill(store, tmp_path / "pictures", 1_500 * KILLS)
+        fill(store, tmp_path / "pictures", 500 * KILLS)
     stop = threading.Event()
     people = [Person(workspace.root / "server.json", stop, seed) for seed in range(PEOPLE)]
     dice = random.Random(0)
-    server = ServerProcess(workspace, "--port", "0")
+    server = ServerProcess(zygote, workspace, "--port", "0")
     server.url()
     for person in people:
         person.start()
@@ -88,7 +89,7 @@ def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
         time.sleep(dice.uniform(0.2, 1.2))
         server.process.kill()
         server.process.communicate()
-        server = ServerProcess(workspace, "--port", "0")
+        server = ServerProcess(zygote, workspace, "--port", "0")
         server.url()
     time.sleep(0.5)
     stop.set()

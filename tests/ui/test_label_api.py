@@ -264,14 +264,14 @@ def test_leases_outlive_a_restart(workspace: Workspace, sqlite_store: LabelStore
     ],
 )
 def test_bad_answers_are_named_and_nothing_is_stored(
-    served: Running, change: dict[str, object], status: int, word: str
+    untouched: Running, change: dict[str, object], status: int, word: str
 ) -> None:
-    with served.client() as client:
+    with untouched.client() as client:
         [item] = take(client)
         reply = submit(client, answer_to(item) | change)
     assert reply.status_code == status, reply.text
     assert word in reply.json()["detail"]
-    assert served.store.decisions.count() == 0
+    assert untouched.store.decisions.count() == 0
 
 
 def test_malformed_and_oversize_bodies(served: Running) -> None:

@@ -24,8 +24,8 @@ def first_image(server: Running) -> str:
     return server.store.images.by_rows([int(server.store.images.table().rows[0])])[0].image_id
 
 
-def test_without_accounts_the_local_user_labels(served: Running) -> None:
-    with served.client() as client:
+def test_without_accounts_the_local_user_labels(untouched: Running) -> None:
+    with untouched.client() as client:
         assert client.get("/api/v1/me").json() == {"name": "local", "role": "admin", "local": True}
         assert client.get("/").status_code == 200
 
@@ -79,19 +79,19 @@ def test_a_cookie_alone_writes_nothing(served: Running) -> None:
         assert script.post("/api/v1/annotations", json=body | {"client_id": "d"}).status_code == 201
 
 
-def test_another_site_cannot_write_in_single_user_mode(served: Running) -> None:
-    body = {"client_id": "c", "image_id": first_image(served), "kind": "skip"}
-    with served.client() as client:
+def test_another_site_cannot_write_in_single_user_mode(untouched: Running) -> None:
+    body = {"client_id": "c", "image_id": first_image(untouched), "kind": "skip"}
+    with untouched.client() as client:
         for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
             assert client.post("/api/v1/annotations", json=body, headers=headers).status_code == 403, headers
-    assert served.store.decisions.count() == 0
+    assert untouched.store.decisions.count() == 0
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost@evil", "", "["]
 )
-def test_a_foreign_host_is_refused(served: Running, host: str) -> None:
-    with served.client() as client:
+def test_a_foreign_host_is_refused(untouched: Running, host: str) -> None:
+    with untouched.client() as client:
         assert client.get("/api/v1/me", headers={"Host": host}).status_code == 400
         assert client.get("/", headers={"Host": host}).status_code == 400
 
@@ -129,21 +129,21 @@ def test_loopback_names_and_allowed_hosts_are_served(tmp_path: Path, workspace: 
         "/docs",
     ],
 )
-def test_gradio_opens_no_other_door(served: Running, path: str) -> None:
-    with served.client() as client:
+def test_gradio_opens_no_other_door(untouched: Running, path: str) -> None:
+    with untouched.client() as client:
         assert client.get(path).status_code == 404
 
 
-def test_gradio_takes_no_uploads(served: Running) -> None:
-    with served.client() as client:
+def test_gradio_takes_no_uploads(untouched: Running) -> None:
+    with untouched.client() as client:
         files = {"files": ("x.txt", b"x")}
         assert client.post("/gradio_api/upload", files=files).status_code == 404
         assert client.post("/gradio_api/component_server", json={}).status_code == 404
         assert client.post("/gradio_api/process_recording", files=files).status_code == 404
 
 
-def test_every_reply_carries_the_headers(served: Running) -> None:
-    with served.client() as client:
+def test_every_reply_carries_the_headers(untouched: Running) -> None:
+    with untouched.client() as client:
         for path in ("/", "/login", "/api/v1/me", "/api/v1/nothing", "/static/login.js", "/nowhere"):
             headers = client.get(path, headers={"Origin": "http://localhost:1"}).headers
             assert headers["x-content-type-options"] == "nosniff", path
@@ -231,8 +231,8 @@ def test_markup_in_names_is_data(served: Running, tmp_path: Path) -> None:
         assert "https://evil" not in stranger.get("/login", params={"next": "https://evil.example"}).text
 
 
-def test_the_description_is_complete(served: Running) -> None:
-    with served.client() as client:
+def test_the_description_is_complete(untouched: Running) -> None:
+    with untouched.client() as client:
         schema = client.get("/api/v1/openapi.json").json()
         page = client.get("/api/v1/docs").text
     wanted = {"login", "logout", "me", "next", "annotations", "undo", "history", "status", "live", "retrain", "tokens"}

@@ -3,8 +3,6 @@
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,15 +13,15 @@ from annotator import auth, taxonomy
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from tests.ui.conftest import fill
+from tests.zygote import Zygote
 
 
 class ServerProcess:
     """`annotator serve` on a workspace."""
 
-    def __init__(self, workspace: Workspace, *options: str) -> None:
+    def __init__(self, zygote: Zygote, workspace: Workspace, *options: str) -> None:
         self.marker = workspace.root / "server.json"
-        command = [sys.executable, "-m", "annotator", "serve", str(workspace.root), *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = zygote.popen(["annotator", "serve", str(workspace.root), *options])
 
     def url(self) -> str:
         """Wait until it serves, and return its address."""
@@ -49,11 +47,11 @@ def place(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def test_one_server_per_workspace_and_an_orderly_end(place: Workspace) -> None:
-    first = ServerProcess(place, "--port", "0")
+def test_one_server_per_workspace_and_an_orderly_end(zygote: Zygote, place: Workspace) -> None:
+    first = ServerProcess(zygote, place, "--port", "0")
     try:
         url = first.url()
-        second = ServerProcess(place, "--port", "0")
+        second = ServerProcess(zygote, place, "--port", "0")
         told = " ".join(second.refusal().split())
         assert "another server runs on" in told
         assert str(first.process.pid) in told
@@ -72,23 +70,23 @@ def test_one_server_per_workspace_and_an_orderly_end(place: Workspace) -> None:
         assert [a.client_id for a in store.decisions.list()] == ["last words"]
 
 
-def test_a_busy_port_is_named(place: Workspace) -> None:
+def test_a_busy_port_is_named(zygote: Zygote, place: Workspace) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        told = " ".join(ServerProcess(place, "--port", str(port)).refusal().split())
+        told = " ".join(ServerProcess(zygote, place, "--port", str(port)).refusal().split())
     assert f"port {port} on 127.0.0.1 is in use" in told
     assert "--port" in told
 
 
-def test_a_host_that_is_open_to_everyone_needs_accounts(place: Workspace) -> None:
-    told = " ".join(ServerProcess(place, "--host", "0.0.0.0", "--port", "0").refusal().split())
+def test_a_host_that_is_open_to_everyone_needs_accounts(zygote: Zygote, place: Workspace) -> None:
+    told = " ".join(ServerProcess(zygote, place, "--host", "0.0.0.0", "--port", "0").refusal().split())
     assert "0.0.0.0" in told
     assert "annotator users add" in told
     with LabelStore.open(place) as store:
         store.accounts.add("alice", "admin", auth.hash_password("secret"))
-    server = ServerProcess(place, "--host", "0.0.0.0", "--port", "0")
+    server = ServerProcess(zygote, place, "--host", "0.0.0.0", "--port", "0")
     try:
         assert httpx.get(f"{server.url()}/api/v1/me").status_code == 401
     finally:
@@ -96,6 +94,6 @@ def test_a_host_that_is_open_to_everyone_needs_accounts(place: Workspace) -> Non
         server.process.communicate(timeout=30)
 
 
-def test_a_host_that_is_not_ours_is_named(place: Workspace) -> None:
-    told = " ".join(ServerProcess(place, "--host", "no such host", "--port", "0").refusal().split())
+def test_a_host_that_is_not_ours_is_named(zygote: Zygote, place: Workspace) -> None:
+    told = " ".join(ServerProcess(zygote, place, "--host", "no such host", "--port", "0").refusal().split())
     assert "no such host" in told
