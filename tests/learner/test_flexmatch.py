@@ -81,6 +81,16 @@ def test_a_row_that_a_person_labels_leaves_the_counts() -> None:
     assert numbers(status) == ([3, 1, 0], 6), "it comes back without a class"
 
 
+def test_what_was_noted_while_a_label_stood_does_not_outlive_it() -> None:
+    """With every image answered, the answered ones serve as unlabeled ones."""
+    status = make()
+    status.on_event(Event("labelled", 10, new=2))
+    visit(status, [10], [0])
+    assert numbers(status) == ([1, 0, 0], 9)
+    status.on_event(Event("label_removed", 10, old=2))
+    assert numbers(status) == ([0, 0, 0], 10)
+
+
 def test_a_row_that_is_removed_leaves_the_counts_and_comes_back_without_a_class() -> None:
     status = worked()
     status.start_run(torch.tensor(POOL[1:]))

@@ -162,6 +162,7 @@ def test_no_ramp_is_full_from_the_start() -> None:
 def test_published_weights_and_ramps(method: str, weight: float) -> None:
     recipe = build(method, 4, 8)
     assert [w for _, w in recipe.losses] == [1.0, weight]
+    assert recipe.pseudo_source == ("ema_eval" if method == "mean_teacher" else "student_train")
     ctx = unlabeled_step([1], [[0.99, 0.005, 0.005]], clock=Clock(0, 0, 0, 100))
     ctx.outs["s"] = NetOut(torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(1, 3))
     assert recipe.targeter is not None
