@@ -43,9 +43,9 @@ def metrics(out: Path) -> dict[str, object]:
     return dict(json.loads((out / "metrics.json").read_text()))
 
 
-@pytest.mark.parametrize("method", ["supervised", "fixmatch", "lion"])
+@pytest.mark.parametrize("method", ["fixmatch", "lion"])
 def test_a_round_on_a_bank_learns(tmp_path: Path, bank: FeatureBank, method: str) -> None:
-    config = adapt(small_config(method=method, steps=150, optimizer={"lr": 0.01}))
+    config = adapt(small_config(method=method, steps=80, optimizer={"lr": 0.02}))
     out = run_round(bank_run(tmp_path / "run", bank, config, first_labels()))
     found = metrics(out)
     assert found["counts"]["unlabeled"] == 50  # type: ignore[index]  # of 60: ten have no views
