@@ -48,7 +48,7 @@ def prepare(cell: Cell, data: Dataset, folder: Path, validations: int) -> None:
         raise InputError(f"{cell.dataset.name}, {cell.split.name}: no label at all")
     names = data.manifest.names
     note = cell.describe() | {
-        "labels_hash": digest([Path(names[row]).name for row in labeled]),
+        "labels_hash": digest([_image_id(data.manifest, row) for row in labeled]),
         "evaluation_hash": digest(data.evaluation.tolist()),
         "counts": np.bincount(data.manifest.label[labeled], minlength=len(data.manifest.classes)).tolist(),
         "wanted": wanted,
@@ -73,6 +73,14 @@ def prepare(cell: Cell, data: Dataset, folder: Path, validations: int) -> None:
     write_json(temporary / "cell.json", note)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _image_id(source: manifest.Manifest, row: int) -> str:
+    """Return an image's path as it is on every machine: inside its source."""
+    path, root = Path(source.names[row]), source.source.resolve().parent
+    if path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    return path.name if path.is_absolute() else source.names[row]
 
 
 def _same(folder: Path, note: dict[str, Any]) -> None:
@@ -126,15 +134,15 @@ def _run(folder: Path, listen: Callable[[dict[str, Any]], None] | None) -> None:
     data = Path(json.loads((folder / "pool.json").read_text(encoding="utf-8"))["data"])
     truth: Rows = np.load(data / "truth.npy", allow_pickle=False)
     with np.load(data / "evaluation.npz", allow_pickle=False) as file:
-        selection = file["selection"]
+        selection, kept_out = file["selection"], file["kept_out"]
     classes = load_view(folder / "view.npz").classes
     watcher = Watcher(folder, truth, selection, classes, note["validate_every"])
     out = run_round(folder, listen, [watcher])
-    write_json(folder / "results.json", results(folder, out, note, truth, selection, classes))
+    write_json(folder / "results.json", results(folder, out, note, truth, kept_out, classes))
 
 
 def results(
-    folder: Path, out: Path, note: dict[str, Any], truth: Rows, selection: Rows, classes: tuple[str, ...]
+    folder: Path, out: Path, note: dict[str, Any], truth: Rows, kept_out: Rows, classes: tuple[str, ...]
 ) -> dict[str, Any]:
     """Gather what a finished run found: the last averaged model first, everything else beside it."""
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -146,7 +154,7 @@ def results(
     return note | {
         "classes": list(classes),
         "last": measured(evaluate(probs, truth[rows], classes)),
-        "best_on_val": best_on_val(folder, rows, probs, truth, selection, classes, log),
+        "best_on_val": best_on_val(folder, rows, probs, truth, kept_out, classes, log),
         "validation": [{"step": record["step"], **record["val"]} for record in log if "val" in record],
         "pseudo": pseudo_quality(log, classes),
         "pseudo_at_end": pseudo_quality(log, classes, FINAL_SHARE),
@@ -170,17 +178,17 @@ def best_on_val(
     rows: Rows,
     probs: np.ndarray[Any, np.dtype[np.float32]],
     truth: Rows,
-    selection: Rows,
+    kept_out: Rows,
     classes: tuple[str, ...],
     log: list[dict[str, Any]],
 ) -> dict[str, Any] | None:
-    """Evaluate the model that was best on the selection, on the images that did not select it.
+    """Evaluate the model that was best on the selection, on images that neither selected it nor copy one that did.
 
     `last_there` is the last model on the same images. None where no weights were kept or no image is left.
     """
     validated = [record for record in log if "val" in record]
     kept = {int(path.stem.removeprefix("best-")): path for path in folder.glob("best-*.safetensors")}
-    rest = ~np.isin(rows, selection)
+    rest = ~np.isin(rows, kept_out)
     if not validated or not kept or not rest.any():
         return None
     best = max(validated, key=lambda record: (record["val"]["balanced"], -record["step"]))["step"]

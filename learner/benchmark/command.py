@@ -30,12 +30,15 @@ def benchmark(
     grid = Grid.load(config)
     places = dict(_place(text) for text in data or [])
     failed: set[str] = set()
+    some = True
     if not report_only:
         cells = chosen_cells(grid, only or [])
         with only_one(out), _bar(len(cells), jobs) as (told, tell):
             datasets = prepare_grid(grid, config, out, places, told)
-            failed = run_grid(grid, cells, datasets, out, jobs, tell).failed
-    _report(grid, out, figures)
+            standing = run_grid(grid, cells, datasets, out, jobs, tell)
+        failed, some = standing.failed, bool(standing.finished)
+    if some:
+        _report(grid, out, figures)
     if failed:
         raise LearnerError(f"{len(failed)} of the cells failed: {', '.join(sorted(failed)[:3])}; see their failed.json")
 

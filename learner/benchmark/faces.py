@@ -125,7 +125,10 @@ def _choose(manifest: Manifest, entry: DatasetEntry, cache: PixelCache, path: Pa
     if len(rows) == 0:
         raise InputError(f"{manifest.source}: every evaluated image is a copy of a training image")
     selection = other if len(other) else stratified(rows, manifest.label, SELECT_SHARE)
-    np.savez(path, rows=rows, selection=selection, exact=copies.exact, near=copies.near)
+    rest = np.setdiff1d(rows, selection)
+    twins = find_copies(cache, rest, selection[:0] if len(other) else selection)
+    kept_out = np.union1d(selection, np.union1d(twins.exact, twins.near))  # of the best-on-validation number
+    np.savez(path, rows=rows, selection=selection, kept_out=kept_out, exact=copies.exact, near=copies.near)
     counts = np.bincount(manifest.label[rows], minlength=len(manifest.classes)).tolist()
     return {
         "asked": len(asked),

@@ -19,6 +19,7 @@ from learner.benchmark.cell import prepare, run_cell
 from learner.benchmark.faces import Dataset, Told, locate, open_dataset
 from learner.benchmark.grid import Cell, Grid
 from learner.errors import InputError, LearnerError
+from learner.round import StoppedError, stop_requests
 
 POLL_SECONDS = 1.0
 
@@ -129,10 +130,12 @@ def run_grid(
     """Run what is not finished; `tell` hears the standing about once a second.
 
     Raises:
-        InputError: OUT holds a cell of another configuration.
+        InputError: OUT holds a cell of another configuration, or several jobs have no thread count.
         StoppedError: SIGTERM came; everything so far is saved.
         LearnerError: a worker died.
     """
+    if jobs > 1 and any(cell.config.threads is None for cell in cells):
+        raise InputError(f"--jobs {jobs} needs run.threads in the configuration, so that runs share the processor")
     folders = {cell.name: out / "cells" / cell.name for cell in cells}
     for cell in cells:
         prepare(cell, datasets[cell.dataset.name], folders[cell.name], grid.validations)
@@ -173,11 +176,16 @@ def _finish(standing: Standing, name: str, folder: Path) -> None:
 def _run_in_workers(
     waiting: list[str], folders: dict[str, Path], standing: Standing, jobs: int, tell: Callable[[Standing], None]
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(waiting)), context, _follow_parent, (os.getpid(),)) as pool:
-        running: dict[Future[None], str] = {pool.submit(run_cell, folders[name]): name for name in waiting}
+    context, before = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+    with (
+        stop_requests() as asked,
+        ProcessPoolExecutor(min(jobs, len(waiting)), context, _follow_parent, (os.getpid(),)) as pool,
+    ):
+        running: dict[Future[None], str] = {pool.submit(_work, folders[name]): name for name in waiting}
         try:
             while running:
+                if asked.is_set():
+                    raise StoppedError(f"stopped with {len(standing.finished)} of {len(folders)} runs done; saved")
                 ended, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                 for future in ended:
                     name = running.pop(future)
@@ -189,7 +197,18 @@ def _run_in_workers(
         except BrokenProcessPool as error:
             raise LearnerError("a worker died; the same command goes on from its checkpoint") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            if running:
+                for worker in multiprocessing.active_children():
+                    if worker not in before:
+                        worker.terminate()  # saves and stops
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work(folder: Path) -> None:
+    try:
+        run_cell(folder)
+    except StoppedError:
+        os._exit(1)  # or this worker would take the next cell from the queue
 
 
 def _look(standing: Standing, name: str, folder: Path) -> None:
