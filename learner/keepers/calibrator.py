@@ -97,7 +97,8 @@ class Calibrator(IdleKeeper):
         """Log what is in force."""
         ctx.logs["calibration/temperature"] = self.temperature.value
         if self.bank is not None:
-            ctx.logs["calibration/delta"] = torch.tensor(self.bank.delta)
+            # filled on the device: copying a number there would wait for it
+            ctx.logs["calibration/delta"] = ctx.scores["l"].p.new_full((), self.bank.delta)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return delta and the disambiguator's temperature; the scorer's is kept with the weights."""
