@@ -23,7 +23,7 @@ from learner.round import run_round
 from learner.scorers import LinearSoftmax, MixtureScorer
 from tests.learner.blobs import FEATURE_DIM, Session, make_blobs, make_network
 from tests.learner.runs import first_labels, small_config, write_run
-from tests.learner.test_round import tensors_of
+from tests.learner.test_round import next_trainer, tensors_of
 
 H = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])
 
@@ -190,6 +190,17 @@ class TestPlugIn:
     def test_paper_preset_leaves_features_as_they_are(self) -> None:
         assert build("remop+fixmatch", 7, 512).feature_norm == "none"
         assert build("remop+adacm", 7, 512).feature_norm == "l2"
+
+    def test_margins_of_adacm_are_read_from_mixed_scores(self, tmp_path: Path) -> None:
+        """Thresholds of labeled images and confidences of unlabeled ones must be on one scale."""
+        config = small_config(method="remop+adacm", options={"margins": {"update_steps": 2}}, steps=3)
+        trainer = next_trainer(write_run(tmp_path / "run", config, first_labels()))
+        assert list(trainer.steps()) == [1, 2, 3]
+        survey = trainer.survey()
+        with torch.no_grad():
+            out = run(trainer.ema.network, trainer.source.clean(survey.rows.numpy()))
+        assert torch.equal(survey.p, trainer.recipe.scorer(out).p)
+        assert not torch.allclose(survey.p, LinearSoftmax()(out).p, atol=1e-3)
 
     def test_ablations_leave_terms_out(self) -> None:
         names = [t.name for t, _ in build("remop+fixmatch", 7, 512, {"remop": {"lambda_reg": 0.0}}).losses]
