@@ -57,7 +57,7 @@ def saved_step(run: Path) -> int:
     try:
         with safe_open(path, framework="pt") as file:
             return int(json.loads(file.metadata()["meta"])["step"])
-    except (OSError, SafetensorError):
+    except (OSError, RuntimeError, SafetensorError):  # replaced between two looks at it
         return -1
 
 
