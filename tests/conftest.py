@@ -76,12 +76,12 @@ def postgres_url() -> Iterator[str]:
 
 
 @contextmanager
-def empty_database(server: str) -> Iterator[str]:
-    """Make a PostgreSQL database for the time of the block and yield its URL."""
+def empty_database(server: str, template: str = "template1") -> Iterator[str]:
+    """Make a PostgreSQL database for the time of the block, as a copy of `template`, and yield its URL."""
     name = f"t{uuid.uuid4().hex}"
     admin = server.replace("+psycopg", "")
     with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     yield server.rsplit("/", 1)[0] + f"/{name}"
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
@@ -100,10 +100,19 @@ def database(backend: str, request: pytest.FixtureRequest) -> str | None:
     return None if backend == "sqlite" else str(request.getfixturevalue("store_database"))
 
 
-@pytest.fixture
-def store_database(postgres_url: str) -> Iterator[str]:
-    """Yield the URL of an empty PostgreSQL database for `store`."""
+@pytest.fixture(scope="session")
+def migrated(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Make the tables once for the session and yield the name of the database that holds them, empty."""
     with empty_database(postgres_url) as url:
+        workspace = Workspace.create(tmp_path_factory.mktemp("migrated") / "ws", taxonomy.FERPLUS, database=url)
+        LabelStore.open(workspace).close()
+        yield url.rsplit("/", 1)[1]
+
+
+@pytest.fixture
+def store_database(postgres_url: str, migrated: str) -> Iterator[str]:
+    """Yield the URL of a PostgreSQL database with empty tables for `store`."""
+    with empty_database(postgres_url, migrated) as url:
         yield url
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from zipfile import BadZipFile
 
 from annotator.errors import AnnotatorError
 from annotator.features import FeatureShards
@@ -85,7 +86,7 @@ class Contest:
             del self._opening[method]
             try:
                 opened = opening.case.result()
-            except (AnnotatorError, OSError, ValueError, KeyError) as error:
+            except (AnnotatorError, OSError, ValueError, KeyError, BadZipFile) as error:
                 log.warning("%s cannot stand against %s: %s", opening.snapshot_id, opening.serving_id, error)
                 continue
             opened.hear(answers(opened.heard_seq), group_of)

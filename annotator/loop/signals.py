@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +148,7 @@ def load(folder: Path, snapshot_id: str, label_seq: int, classes: tuple[str, ...
             judged = _Judged.of(table, view["rows"], view["given"])
         doubts = tuple(d for d in (_lion(judged), _remop(judged)) if d is not None)
         opened = _leaf(table, len(classes))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, BadZipFile, pa.ArrowException) as error:
         raise WorkspaceError(f"{folder} is damaged ({error}); retrain to make a new snapshot") from error
     if not doubts and opened is None:
         return None

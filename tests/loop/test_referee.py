@@ -1,17 +1,23 @@
 """The referee: sums by hand, and a real contest between two feature sets."""
 
 import math
+import shutil
+from concurrent.futures import wait
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from annotator import taxonomy
 from annotator.features import EncoderInfo, FeatureShards
-from annotator.loop.referee import MIN_ANSWERS, Case, Tally
-from annotator.records import Annotation
+from annotator.loop.contest import Contest
+from annotator.loop.referee import MIN_ANSWERS, Case, Tally, standing
+from annotator.records import Annotation, Snapshot
+from annotator.settings import Workspace
 
 CLASSES = ("a", "b", "c")
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 def test_mean_and_standard_error_by_hand() -> None:
@@ -98,6 +104,48 @@ def test_better_features_win_on_answers_given_afterwards(contest: tuple[Path, Fe
     assert case.tally.better
     again = Case(folder, shards, CLASSES)
     assert (again.tally.count, again.heard_seq) == (MIN_ANSWERS, 60 + MIN_ANSWERS)
+
+
+def test_every_method_stands_and_the_best_wins(contest: tuple[Path, FeatureShards, np.ndarray], tmp_path: Path) -> None:
+    folder, shards, truth = contest
+    workspace = Workspace.create(tmp_path / "ws", taxonomy.custom("mine", list(CLASSES)))
+    for name in ("lion-0001", "leaf-0002", "lion-0003"):
+        shutil.copytree(folder, workspace.folder("snapshots") / name)
+    draw = np.random.default_rng(1)
+    noisy = np.eye(3, 6)[truth] + draw.normal(scale=0.8, size=(200, 6))
+    np.save(workspace.root / "snapshots" / "leaf-0002" / "features.npy", noisy.astype(np.float16))
+    lion, leaf, newer = (Snapshot(n, n[:4], 60, {}, NOW, False) for n in ("lion-0001", "leaf-0002", "lion-0003"))
+    said = [annotation(61 + i, 60 + i, CLASSES[truth[60 + i]]) for i in range(60)]
+    arena = Contest(workspace)
+
+    def hear(upto: int) -> Case | None:
+        """Hear answers up to this number, those missed while a case was opened included."""
+        for opening in arena._opening.values():
+            wait([opening.case])
+        return arena.hear(said[:upto], lambda seq: [a for a in said[:upto] if a.seq > seq], {})
+
+    arena.enter([lion, leaf], shards)
+    assert hear(MIN_ANSWERS - 10) is None
+    arena.enter([leaf, newer], shards)  # a second round of lion: what the first has shown still counts, once
+    assert hear(MIN_ANSWERS - 10) is None
+    assert {m: c.tally.count for m, c in arena._cases.items()} == {"lion": 20, "leaf": 20}
+    best = hear(MIN_ANSWERS + 10)
+    assert best is not None
+    assert best.snapshot_id == "lion-0003"
+    assert all(case.tally.better for case in arena._cases.values())  # leaf beats noise too, by less
+    assert best.tally.count == MIN_ANSWERS + 10
+    told = standing(workspace.root / "snapshots" / "lion-0003", "hog-1")
+    assert told is not None
+    assert told.summary() == best.tally.summary()
+    assert standing(workspace.root / "snapshots" / "lion-0003", "hog-2") is None
+    arena.enter([leaf], FeatureShards(shards.folder))  # lion is out
+    assert list(arena._cases) == ["leaf"]
+    (workspace.root / "snapshots" / "lion-0003" / "view.npz").write_bytes(b"damaged")
+    (workspace.root / "snapshots" / "lion-0003" / "referee.json").unlink()
+    arena.enter([leaf, newer], shards)
+    hear(60)
+    assert list(arena._cases) == ["leaf"]  # a damaged snapshot cannot stand, and the others go on
+    arena.close()
 
 
 def test_only_fair_answers_on_unseen_faces_count(contest: tuple[Path, FeatureShards, np.ndarray]) -> None:

@@ -115,6 +115,17 @@ def test_snapshots(store: LabelStore) -> None:
     with pytest.raises(NotFoundError, match="'s9'"):
         store.learning.serve("s9")
     assert store.learning.serving() == snapshot("s2", 2, serving=True), "a failed switch leaves the old one serving"
+    store.learning.serve(None)
+    assert store.learning.serving() is None
+
+
+def test_what_a_person_chose_to_serve_is_kept(store: LabelStore) -> None:
+    assert store.learning.chosen() is None
+    for name in ("leaf", "lion-0003"):
+        store.learning.choose(name)
+        assert store.learning.chosen() == name
+    store.learning.choose(None)
+    assert store.learning.chosen() is None
 
 
 def test_generations(store: LabelStore) -> None:

@@ -121,7 +121,9 @@ def test_faces_imported_while_serving_are_asked_for(served: Running, tmp_path: P
 def test_the_status_has_the_keys_of_the_command(served: Running) -> None:
     with served.client() as client:
         status = client.get("/api/v1/status").json()
-    assert set(status) == {"images", "annotations", "labels", "snapshots", "queue", "learner", "you"}
+    told = {"images", "annotations", "labels", "snapshots", "methods", "serving", "queue", "learner", "you"}
+    assert set(status) == told
+    assert [m["snapshot"] for m in status["methods"].values()] == [None]
     assert {"pool", "val", "test", "quarantined", "leak", "duplicate_groups"} <= set(status["images"])
     assert {"labeled", "partial", "disputed", "unlabeled"} <= set(status["labels"])
     assert {"mode", "model", "behind"} <= set(status["queue"])
