@@ -42,8 +42,9 @@ class CalibratorOptions(KeeperOptions):
 class Calibrator(IdleKeeper):
     """Set the scorer's `Temperature`, `ComplementBank.delta` and `Disambiguator.temperature`.
 
-    Fitted on single answers whose features the encoder has not been trained on: a frozen encoder. With too few of them
-    (`calibration.enough`), or before the head has learned anything, everything stays as it was.
+    Fitted on single answers whose features the encoder has not been trained on: a frozen encoder. Feature adapters,
+    which have seen the labels, make the fit too mild. With too few answers (`calibration.enough`), or before the head
+    has learned anything, everything stays as it was.
     """
 
     name = "calibrator"
@@ -82,7 +83,8 @@ class Calibrator(IdleKeeper):
         if float(fit) > _LEARNED * math.log(self.num_classes):
             return
         logits = out_of_fold_logits(features * self.scale, classes, fold, self.num_classes, float(fit))
-        self.temperature.value.fill_(fit_temperature(logits, classes))
+        # Never below 1: sharper readings choose more pseudo-labels, which make the head sharper still.
+        self.temperature.value.fill_(fit_temperature(logits, classes, low=1.0))
         if self.bank is not None:
             p = tempered(torch.softmax(logits, dim=1), self.temperature.value)
             p_true = p.gather(1, classes[:, None])[:, 0]

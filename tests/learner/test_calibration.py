@@ -150,6 +150,16 @@ def test_an_overfitted_head_becomes_honest_about_new_samples() -> None:
     assert 0.01 < keeper.doubts.temperature <= 1  # type: ignore[union-attr]
 
 
+def test_an_unsure_head_is_never_made_surer() -> None:
+    x, y = clouds(200, seed=1)
+    recipe = build("fixmatch+calibrated", 4, 20, {"feature_norm": "none"})
+    keeper = next(k for k in recipe.keepers if isinstance(k, Calibrator))
+    logits = out_of_fold_logits(x, y, folds_of(torch.arange(200)), 4, 1.25)
+    assert fit_temperature(logits, y) < 0.9
+    keeper.survey(survey_of(x, y, torch.full((200, 4), (1 - 0.2865) / 3).scatter(1, y[:, None], 0.2865)))
+    assert float(keeper.temperature.value) == pytest.approx(1, abs=0.01)
+
+
 def test_the_complementary_bank_gets_a_delta_that_bounds_its_errors() -> None:
     x, y = clouds(400, seed=3)
     recipe = build("lion+calibrated", 4, 20, {"feature_norm": "none", "calibrated": {"error_rate": 0.01}})
