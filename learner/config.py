@@ -108,6 +108,9 @@ class RunConfig(_Part):
     ema: EmaConfig = EmaConfig()
     device: str = Field("auto", description="auto, cpu, cuda, mps")
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    compile: bool = Field(
+        False, description="torch.compile of the trained network: minutes once, for long runs on a GPU"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
     log_every: int = Field(20, ge=1, description="steps between two readings of losses from the device")
     checkpoint_every: int = Field(50, ge=1, description="steps between two checkpoints")

@@ -57,6 +57,8 @@ class Trainer:
         optimizer = make_optimizer(network, config.optimizer)
         self.network, self.optimizer = self.fabric.setup(network, optimizer)
         self.ema = Ema(network, config.ema)
+        if config.compile:
+            network.compile()  # in place: its weights keep their names
         self.source = make_source(data.faces, config, self.fabric.device)
         self.labeled, self.unlabeled = self._samplers()
         self.ahead = Ahead(self.source, {"l": self.labeled} | dict.fromkeys(sorted(recipe.views), self.unlabeled))

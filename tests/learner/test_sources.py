@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from learner import sources
+from learner import snapshot, sources
 from learner.augment import Augmenter
 from learner.config import AugmentConfig
 from learner.data import Balanced, Cycle, PixelCache, Rows, write_shards
 from learner.sources import Ahead, PixelSource
-from tests.learner.runs import SIZE, patterns
+from learner.trainer import Trainer, TrainingData
+from tests.learner.runs import CLASSES, SIZE, first_labels, patterns, small_config
 
 
 @pytest.fixture
@@ -100,3 +101,24 @@ def test_what_a_step_takes_away_is_still_there_when_it_asks_again() -> None:
     ahead = Ahead(Counting(), samplers())
     ahead.at(3).pop("l")
     assert "l" in ahead.at(3)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_compiled_network_trains_and_keeps_the_names_of_its_weights(
+    source: PixelSource, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With compilation's front end alone; the code that it would generate takes minutes on a CPU."""
+    whole = torch.nn.Module.compile
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m: (compiled.append(m), whole(m, backend="eager")))
+    losses = {}
+    for wanted in (False, True):
+        config = small_config(method="fixmatch", precision=precision, compile=wanted, steps=3)
+        made = snapshot.assemble(config, len(CLASSES))
+        data = TrainingData(source.cache, first_labels(3), np.arange(12, 40))
+        trainer = Trainer(config, made.recipe, made.network, data)
+        assert list(trainer.steps()) == [1, 2, 3]
+        losses[wanted] = trainer.logs["loss"]
+        assert not any("_orig_mod" in name for name in trainer.state()[0])
+    assert len(compiled) == 1
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4 if precision == "32-true" else 0.05)
