@@ -118,7 +118,7 @@ class Sides:
         self.batch = batch
 
     def measure(self, rounds: int, each: int) -> dict[str, Any]:
-        """Take turns: `wall` is what a user waits, `cpu` what all processes worked (a busy machine disturbs it less)."""
+        """Take turns: `wall` is what a user waits, `cpu` what all processes worked, less disturbed by others."""
         clocks = {"wall": time.perf_counter, "cpu": cpu_seconds}
         times: dict[tuple[str, str], list[float]] = defaultdict(list)
         for turn in range(-1, rounds):
