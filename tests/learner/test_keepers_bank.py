@@ -60,6 +60,14 @@ def test_all_below_at_once() -> None:
     assert excluded(bank, 5) == [[2, 3]]
 
 
+def test_a_probability_equal_to_delta_is_excluded() -> None:
+    bank = make(delta=0.0625, add="all_below")  # a number that float32 holds exactly
+    visit(bank, [5], [[0.5, 0.375, 0.0625, 0.0625]])
+    assert excluded(bank, 5) == [[2, 3]]
+    visit(bank, [6], [[0.5, 0.3745, 0.0627, 0.0628]])
+    assert excluded(bank, 6) == [[]]
+
+
 def test_one_row_never_touches_another() -> None:
     """The public code indexed its bank with a boolean mask: every unreliable image shared the second image's row."""
     bank = make()

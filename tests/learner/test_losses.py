@@ -48,6 +48,8 @@ def test_consistency_reproduces_the_worked_examples(
 def test_cross_entropy_of_the_worked_example() -> None:
     z = torch.tensor([[2.0, 1, 0], [2, 1, 0], [1, 1, 1]])
     assert cross_entropy(z, torch.tensor([0, 0, 1])).tolist() == pytest.approx([0.407606, 0.407606, 1.098612], abs=1e-6)
+    z = torch.tensor([[1.0, 0], [0, 0], [-1, 1]])
+    assert cross_entropy(z, torch.tensor([1, 0, 0])).tolist() == pytest.approx([1.313262, 0.693147, 2.126928], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,18 @@ def test_gradient_of_negative_learning() -> None:
     assert z.grad is not None
     assert z.grad[0].tolist() == pytest.approx([-0.024629, -0.009061, 0.021041, 0.012649], abs=5e-7)
     assert float(z.grad.sum()) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("excluded", "printed"), [(bits(3), -0.987069), (bits(2, 3), -1.965749)])
+def test_negative_learning_is_not_the_printed_form_without_log(excluded: Tensor, printed: float) -> None:
+    """As printed eq. 10 is negative and bounded, and its gradient dies where the loss is needed most."""
+    z = torch.tensor([[40.0, 0, 0]], requires_grad=True)
+    literal = -((1 - Z.softmax(1)) * excluded).sum()
+    assert literal.item() == pytest.approx(printed, abs=5e-7)
+    assert negative_learning(Z, excluded).item() > 0 > literal.item()
+    (-(1 - z.softmax(1)[0, 0])).backward()
+    assert z.grad is not None
+    assert float(z.grad.abs().max()) < 1e-15
 
 
 def test_official_negative_consistency() -> None:
@@ -206,6 +220,7 @@ def test_gradients_are_right_in_float64() -> None:
     assert torch.autograd.gradcheck(lambda x: soft_cross_entropy(x, target), (z,))
     assert torch.autograd.gradcheck(lambda x: negative_learning(x, some), (z,))
     assert torch.autograd.gradcheck(lambda x: partial_label(x, some), (z,))
+    assert torch.autograd.gradcheck(lambda x: sigmoid_gap_bce(x, some), (z,))
     assert torch.autograd.gradcheck(lambda x: cross_entropy(x, torch.tensor([0, 1, 3])), (z,))
 
 

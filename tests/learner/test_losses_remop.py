@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learner.losses import (
     MixtureMode,
+    center_cosines,
     center_loss,
     center_similarity,
     etf_regularizer,
@@ -64,6 +65,17 @@ def test_an_etf_needs_no_more_than_k_minus_1_dimensions_and_pays_nothing(num_cla
 def test_regularizer_of_the_worked_examples(centers: Tensor, paper: float, code: float) -> None:
     assert float(etf_regularizer(centers)) == pytest.approx(paper, abs=5e-7)
     assert float(etf_regularizer(centers, nc2_norm=True)) == pytest.approx(code, abs=5e-7)
+
+
+def test_cosines_of_the_worked_examples() -> None:
+    for centers, expected in (
+        (THREE, [[1, -0.316228, -0.316228], [-0.316228, 1, -0.8], [-0.316228, -0.8, 1]]),
+        (FOUR, [[1, -0.633300, 0.058824, -0.242536], [-0.633300, 1, -0.633300, -0.174078]]),
+    ):
+        cosines, pairs, number = center_cosines(centers)
+        assert close(cosines[: len(expected)], expected)
+        assert int(pairs.sum()) == len(centers) * (len(centers) - 1), "ordered pairs: each counts twice"
+        assert int(number) == len(centers)
 
 
 @pytest.mark.parametrize(("num_classes", "least"), [(7, 1.166667), (8, 1.142857)])
@@ -205,6 +217,25 @@ def test_cosines_and_dot_products_of_the_worked_examples() -> None:
     assert close(center_similarity(FIRST[1], FIRST[2])[0], [0.6, 0.8, -0.6])
     assert close(center_similarity(SECOND[1], SECOND[2])[0], [0.447214, 0.894427, 0.948683])
     assert close(mixture_logits(*FIRST, beta=0, mode="official")[0], [3, 4, -3])
+    assert close(mixture_logits(*SECOND, beta=0, mode="official")[0], [2, 2, 3])
+    assert close(mixture_logits(*FIRST, beta=1, mode="literal")[0], [0.665241, 0.244728, 0.090031])
+
+
+@pytest.mark.parametrize(("length", "confident"), [(10, 0.36), (20, 0.64), (30, 0.75)])
+def test_dot_products_with_random_centers_are_confident_before_any_learning(length: float, confident: float) -> None:
+    """Simulated start of the public code: the longer the features, the more noise passes a threshold of .95."""
+    draw = torch.Generator().manual_seed(0)
+    passing, most_frequent, ours = [], [], []
+    for _ in range(200):
+        h, f = torch.randn(7, 512, generator=draw), torch.randn(64, 512, generator=draw).relu()
+        f = length * f / f.norm(dim=1, keepdim=True)
+        p = mixture_logits(torch.zeros(64, 7), f, h, mode="official").softmax(dim=1)
+        passing.append(float((p.max(dim=1).values >= 0.95).float().mean()))
+        most_frequent.append(int(p.argmax(dim=1).bincount().max()) / 64)
+        ours.append(float(mixture_logits(torch.zeros(64, 7), f, h).softmax(dim=1).max()))
+    assert np.mean(passing) == pytest.approx(confident, abs=0.02)
+    assert np.mean(most_frequent) == pytest.approx(0.39, abs=0.02)
+    assert max(ours) < 0.95, "cosines at a temperature of .1 are sure of nothing there"
 
 
 def test_the_average_of_logits_is_the_geometric_mean_of_softmaxes() -> None:

@@ -1,3 +1,4 @@
+import math
 import pickle
 from pathlib import Path
 
@@ -40,6 +41,26 @@ def test_the_average_follows_the_worked_numbers() -> None:
     assert three.count.item() == 3
     assert averaged(1.0, 0.0, 100, plain).weight.item() == pytest.approx(0.904792, abs=1e-6)
     assert averaged(0.7, 0.7, 50, plain).weight.item() == pytest.approx(0.7, abs=1e-12)
+
+
+def test_half_of_the_start_is_forgotten_after_692_8_steps() -> None:
+    assert math.log(0.5) / math.log(EmaConfig().decay) == pytest.approx(692.8, abs=0.05)
+    plain = EmaConfig(decay=0.999, warmup=False)
+    assert averaged(1.0, 0.0, 692, plain).weight.item() > 0.5 > averaged(1.0, 0.0, 693, plain).weight.item()
+
+
+def test_averaging_leaves_the_live_model_alone_and_asks_for_no_gradient() -> None:
+    """In public code the average's helper also shrinks every float of the student, BatchNorm's variances among them."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    ema = Ema(network, EmaConfig())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for step in range(5):
+        ema.update(network, step)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in ema.network.parameters())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not ema.network.training
 
 
 def test_the_warm_up_forgets_the_start_soon() -> None:
