@@ -1,7 +1,8 @@
 """AdaMatch: aligned predictions and a threshold relative to the labeled images (Berthelot et al., ICLR 2022).
 
 ALGORITHMS.md 9. Deviations: no random interpolation of logits, as in public code; pseudo-labels from the EMA model by
-default, with the labeled images then read by it too.
+default, with the labeled images then read by it too, whatever people answered; candidate sets and "not these" answers
+in the supervised term.
 """
 
 from pydantic import Field

@@ -1,5 +1,6 @@
 """FixMatch: consistency and confidence (Sohn et al., NeurIPS 2020). ALGORITHMS.md 2.
 
+Eq. 3 is the supervised term, eq. 4 the unlabeled one: hard pseudo-labels above tau, divided by all B_u samples.
 Deviations: candidate sets and "not these" answers in the supervised term; pseudo-labels from the EMA model by default.
 """
 

@@ -1,5 +1,7 @@
 """FlexMatch: curriculum pseudo-labeling (Zhang et al., NeurIPS 2021). ALGORITHMS.md 3.
 
+FixMatch with a threshold for each class, T_c = tau M(beta_c); beta_c follows how many images were last read as c with
+a confidence of tau.
 Deviations: last classes are kept by row and grow old after two rounds; a floor under the thresholds can be set;
 pseudo-labels from the EMA model by default; candidate sets and "not these" answers in the supervised term.
 """

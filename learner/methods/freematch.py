@@ -1,7 +1,8 @@
 """FreeMatch: self-adaptive thresholding and fairness (Wang et al., ICLR 2023). ALGORITHMS.md 9.
 
 Deviations: a class that no selected sample is predicted as is left out of the fairness term, where public code adds a
-constant; no clipping of the thresholds; pseudo-labels from the EMA model by default.
+constant; no clipping of the thresholds; pseudo-labels from the EMA model by default; candidate sets and "not these"
+answers in the supervised term.
 """
 
 from pydantic import Field

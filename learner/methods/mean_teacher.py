@@ -1,7 +1,8 @@
 """Mean Teacher: the averaged model's reading is the student's target (Tarvainen & Valpola, NeurIPS 2017).
 
 ALGORITHMS.md 9. The student reads the strong view itself. A widespread public code base puts the teacher's logits in
-their place, so that its consistency loss is 0 for ever.
+their place, so that its consistency loss is 0 for ever. Deviations: the teacher reads the weak view in eval mode;
+candidate sets and "not these" answers in the supervised term.
 """
 
 from typing import Literal

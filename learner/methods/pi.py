@@ -1,6 +1,7 @@
 """Pi-Model: two views of an image shall be read alike (Laine & Aila, ICLR 2017). ALGORITHMS.md 9.
 
-Deviation: the squared error is taken between a strong view and a weak one without gradient, as in public code.
+Deviations: the squared error is taken between a strong view and a weak one without gradient, as in public code;
+candidate sets and "not these" answers in the supervised term.
 """
 
 from typing import Literal

@@ -1,6 +1,7 @@
 """Pseudo-Label: train on one's own confident predictions (Lee, ICML workshop 2013). ALGORITHMS.md 9.
 
-The same view is target and input, so the loss can only sharpen.
+The same view is target and input, so the loss can only sharpen. Deviations: predictions below a threshold are left
+out, as in public code; candidate sets and "not these" answers in the supervised term.
 """
 
 from typing import Literal

@@ -1,9 +1,10 @@
-"""ReMoP: class centers read every face a second time, on any host (ALGORITHMS.md 7).
+"""ReMoP: regularized mixture of predictions, on any host (Li et al., IJCAI 2025). ALGORITHMS.md 7.
 
-The scorer becomes the mixture of head and centers, for pseudo-labels and for evaluation; two losses are added, L_c,
-which draws features to the center of their class, and L_reg (eq. 8), which holds the centers apart as a simplex ETF:
-L = L_host + 1e-4 L_c + 0.1 L_reg. The host keeps its targeter, its thresholds, read from mixed scores now, its terms
-and its keepers.
+Class centers read every face a second time (eqs. 4-5). The scorer becomes the mixture of head and centers (eq. 6), for
+pseudo-labels (eq. 7) and for evaluation; two losses are added, L_c, which draws features to the center of their class,
+and L_reg (eq. 8), which holds the centers apart as a simplex ETF (eqs. 1-2):
+L = L_host + 1e-4 L_c + 0.1 L_reg (eq. 9). The host keeps its targeter, its thresholds, read from mixed scores now, its
+terms and its keepers.
 
 Deviations of the default (options lead back to the paper and to the public code, `remop_official`):
 mixture: softmax(beta z + (1-beta) cos / t), cosines from the pool mean, instead of a probability plus a cosine;

@@ -1,6 +1,7 @@
 """SoftMatch: a Gaussian weight instead of a threshold (Chen et al., ICLR 2023). ALGORITHMS.md 9.
 
-Deviations: a batch of one image leaves the variance as it was; pseudo-labels from the EMA model by default.
+Deviations: a batch of one image leaves the variance as it was; pseudo-labels from the EMA model by default; candidate
+sets and "not these" answers in the supervised term.
 """
 
 from pydantic import Field

@@ -1,4 +1,7 @@
-"""People's answers alone: the baseline that every other method must beat. ALGORITHMS.md 1."""
+"""Supervised: people's answers alone, the baseline that every other method must beat. ALGORITHMS.md 1.
+
+One class and vote shares train by (soft) cross-entropy; candidate sets and "not these" have losses of their own (10.1).
+"""
 
 from learner.methods.options import Options
 from learner.parts import Recipe

@@ -58,3 +58,11 @@ def test_every_shipped_configuration_is_whole_and_its_method_builds(path: Path) 
     head = path.read_text().splitlines()[:12]
     for word in ("command:", "hardware:", "duration:", "expected:"):
         assert any(line.startswith("#") and word in line for line in head), f"{path.name} opens without {word}"
+    assert any(f"--config configs/{path.name}" in line for line in head), "the command is another file's"
+
+
+def test_every_method_of_the_papers_has_a_configuration() -> None:
+    shipped = {path.stem: RunConfig.load(path).method for path in CONFIGS.glob("*.yaml")}
+    named = ("supervised", "fixmatch", "flexmatch", "adacm", "leaf", "lion", "loop")
+    assert shipped.items() >= {name: name for name in named}.items()
+    assert methods.preset_of(shipped["remop"]) == methods.preset_of("remop")
