@@ -107,7 +107,9 @@ class RunConfig(_Part):
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
     device: str = Field("auto", description="auto, cpu, cuda, mps")
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        "32-true", description="auto: bf16-mixed where the device computes bfloat16 by itself"
+    )
     compile: bool = Field(
         False, description="torch.compile of the trained network: minutes once, for long runs on a GPU"
     )

@@ -18,13 +18,14 @@ from learner import checkpoint, methods
 from learner.bank import FeatureBank
 from learner.config import RunConfig, write_json
 from learner.data import PixelCache
+from learner.device import make_fabric
 from learner.errors import CheckpointError, InputError
 from learner.models import FEATURES, Network, build_network, make_backbone, read_weights
 from learner.parts import Event, LabelView, Recipe
 from learner.predict import Predictor
 from learner.sources import make_source
 from learner.state import permute_classes
-from learner.trainer import Trainer, make_fabric
+from learner.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import lightning_fabric
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from learner import checkpoint, draws
 from learner.bank import FeatureBank
 from learner.config import RunConfig
 from learner.data import Balanced, Cycle, PixelCache
+from learner.device import make_fabric
 from learner.errors import CheckpointError, DivergedError, InputError
 from learner.models import Ema, Network, run
 from learner.optimizer import make_optimizer, set_rate
@@ -332,20 +332,6 @@ class Trainer:
 
 
 _VIEW_FIELDS = ("target", "allowed", "excluded", "given", "locked")
-
-
-def make_fabric(config: RunConfig) -> lightning_fabric.Fabric:
-    """Choose device, precision and threads.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    try:
-        return lightning_fabric.Fabric(accelerator=config.device, devices=1, precision=config.precision)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"cannot use device {config.device!r}: {error}") from error
 
 
 @contextmanager

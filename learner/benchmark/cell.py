@@ -20,6 +20,7 @@ from learner.benchmark.grid import Cell, digest
 from learner.benchmark.watch import Watcher, pseudo_quality, read_log
 from learner.config import RunConfig, write_json
 from learner.data import Rows, load_view
+from learner.device import make_fabric
 from learner.errors import InputError, LearnerError
 from learner.evaluate import Evaluation, evaluate
 from learner.manifest import SPLITS
@@ -27,7 +28,6 @@ from learner.models import read_weights
 from learner.predict import Predictor
 from learner.round import RunFiles, StoppedError, run_round
 from learner.sources import make_source
-from learner.trainer import make_fabric
 
 RARE = ("disgust", "contempt")  # 24-34 validation images each on FER+
 FINAL_SHARE = 0.1  # of a run: what "at the end" means for pseudo-labels

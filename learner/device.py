@@ -1,0 +1,37 @@
+"""Where a run computes, and how precisely."""
+
+from typing import Literal
+
+import lightning_fabric
+import torch
+
+from learner.config import RunConfig
+from learner.errors import InputError
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+def make_fabric(config: RunConfig) -> lightning_fabric.Fabric:
+    """Choose device, precision and threads.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    try:
+        device = lightning_fabric.Fabric(accelerator=config.device, devices=1).device
+        precision = config.precision if config.precision != "auto" else fitting_precision(device)
+        return lightning_fabric.Fabric(accelerator=config.device, devices=1, precision=precision)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"cannot use device {config.device!r}: {error}") from error
+
+
+def fitting_precision(device: torch.device) -> Precision:
+    """Return bf16-mixed where the device computes bfloat16 by itself, and faster; 32-true elsewhere."""
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if device.type == "cpu":
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that we support
+        return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
+    return "32-true"
