@@ -274,12 +274,31 @@ def _pseudo(groups: list[Group]) -> list[str]:
     for group in mine:
         shown = [_pair(group, None), *(_pair(group, name) for name in classes)]
         text.append(_line([group.method.title, *shown]))
-    errors = [
-        f"{group.method.title} {percent(mean_std(group.values(dict(COLUMNS)['negative_error_at_end']))[0])} %"
-        for group in mine
-        if group.values(dict(COLUMNS)["negative_error_at_end"])
-    ]
-    return [*text, *(["", f"Complementary sets that hold the true class: {', '.join(errors)}."] if errors else [])]
+    return [*text, *_sets(mine)]
+
+
+def _sets(groups: list[Group]) -> list[str]:
+    """Write how often positive and complementary sets hold the truth, for the methods that make them."""
+    text = []
+    for group in groups:
+        held, size, wrong, weight = (
+            mean_std(group.values(lambda r, k=kind: r["pseudo_at_end"].get(k, {}).get("all")))[0]  # type: ignore[misc]
+            for kind in ("positive_holds", "positive_size", "negative_error", "weight")
+        )
+        if held is not None and size is not None:
+            text.append(
+                f"{group.method.title}: positive sets of {size:.1f} classes hold the truth of {percent(held)} %."
+            )
+        if wrong is not None:
+            text.append(f"{group.method.title}: complementary sets hold the truth of {percent(wrong)} %.")
+        if weight is not None and abs(weight - (group_coverage(group) or 0)) > 0.005:
+            text.append(f"{group.method.title}: mean weight of an unlabeled image {weight:.2f}, confident or not.")
+    return [line for sentence in text for line in ("", sentence)]
+
+
+def group_coverage(group: Group) -> float | None:
+    """Return the share of unlabeled images that were confident at the end, None without pseudo-labels."""
+    return mean_std(group.values(dict(COLUMNS)["coverage_at_end"]))[0]
 
 
 def _pair(group: Group, name: str | None) -> str:
