@@ -77,6 +77,9 @@ class LearnerSettings(_Section):
     weights: str | None = Field(None, description="path of safetensors/weights_only file, 'timm', or null for none")
     image_size: int = Field(48, ge=16, le=512)
     device: str = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
+        "auto", description="of the rounds; auto: bf16-mixed where the device computes bfloat16 by itself"
+    )
     threads: int = Field(1, ge=1)
     round_minutes: float = Field(5.0, gt=0)
     new_labels: int = Field(50, ge=1, description="a round starts after this many new labels")

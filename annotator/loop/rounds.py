@@ -53,6 +53,7 @@ def build_config(workspace: Workspace, request: RoundRequest, steps: int) -> Run
         "method": settings.methods[0],
         "image_size": settings.image_size,
         "device": settings.device,
+        "precision": settings.precision,
         "threads": settings.threads,
         "backbone": {"name": settings.backbone, "weights": settings.weights},
         "steps": steps,
