@@ -49,6 +49,7 @@ def test_nothing_to_evaluate_is_an_error() -> None:
 def test_divergence_of_two_views_by_hand() -> None:
     p, q = np.array([[0.7, 0.2, 0.1]], np.float32), np.array([[0.2, 0.7, 0.1]], np.float32)
     assert jensen_shannon(p, q)[0] == pytest.approx(0.212216, abs=1e-5)
+    assert jensen_shannon(p, q)[0] * np.log(2) == pytest.approx(0.147097, abs=1e-5), "in nats"
     assert jensen_shannon(one_hot([0]), one_hot([2]))[0] == pytest.approx(1.0)
     assert jensen_shannon(p, p)[0] == 0
 

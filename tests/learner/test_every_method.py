@@ -1,14 +1,16 @@
 """Across methods: a method without its own terms is its host, every weight learns, no image's state is another's."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from learner.keepers.complement_bank import ComplementBank
 from learner.methods import HOSTS, available, build
 from learner.models import Network, run
-from learner.parts import Event, Recipe
+from learner.parts import Batch, Event, NetOut, Recipe
 from learner.state import SampleTable
 from tests.learner.blobs import FEATURE_DIM, Session, make_blobs, make_context
 from tests.learner.test_method_contract import LATE, keeper_states, outputs, quick, random_step
@@ -65,7 +67,7 @@ def test_experts_that_have_not_learned_yet_leave_any_host_as_it_is_bit_for_bit(h
     assert torch.equal(plain_scores(recipe, two), plain_scores(build(host, 5, 8), one))
 
 
-def plain_scores(recipe: Recipe, out: Any) -> Tensor:
+def plain_scores(recipe: Recipe, out: NetOut) -> Tensor:
     return recipe.scorer(out).p
 
 
@@ -142,3 +144,65 @@ def test_the_order_in_which_rows_were_saved_does_not_matter(name: str) -> None:
     straight, turned = keeper_states(recipe), keeper_states(other)
     for key, saved in straight.items():
         assert all(torch.equal(value, turned[key][part]) for part, value in saved.items()), key
+
+
+PARTIAL = {  # what people may answer about five images of five classes
+    "target": [
+        [1, 0, 0, 0, 0],
+        [0, 0.5, 0.5, 0, 0],
+        [0.25, 0.25, 0.25, 0.25, 0],
+        [0, 0, 0.6, 0.4, 0],
+        [0, 0, 0, 1, 0],
+    ],
+    "allowed": [[1] * 5, [0, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1] * 5, [1] * 5],
+    "excluded": [[0] * 5, [0] * 5, [0, 0, 0, 0, 1], [0] * 5, [0] * 5],
+}
+GIVEN, SET, NOT_THESE, VOTES, LOCKED = range(5)
+AT_ONCE = ("lion_paper", "lion_official")  # w starts at p: a first doubtful visit can settle on another class
+
+
+def partial_batch(turn: int) -> tuple[Batch, dict[str, Tensor]]:
+    """One image of every kind of answer; the model is sure of class 4 for all of them, which each answer rules out."""
+    batch, logits = random_step(5, 5, turn, 3.0)
+    logits["l"] = torch.tensor([0.0, 0.1, 0.2, 0.3, 6.0]).repeat(5, 1)
+    fields = {name: torch.tensor(value) for name, value in PARTIAL.items()}
+    given = torch.tensor([0, -1, -1, -1, 3])
+    locked = torch.arange(5) == LOCKED
+    answers = {"allowed": fields["allowed"].bool(), "excluded": fields["excluded"].bool(), "given": given}
+    return replace(batch, target=fields["target"].float(), locked=locked, **answers), logits
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_kind_of_answer_trains_and_none_is_overruled(name: str) -> None:
+    recipe = quick(name, 5)
+    for turn in range(40):
+        batch, logits = partial_batch(turn)
+        before = {key: getattr(batch, key).clone() for key in ("target", "allowed", "excluded", "given", "locked")}
+        z = logits["l"].requires_grad_()
+        ctx = make_context(recipe, outputs(recipe, logits), batch, LATE, 5)
+        torch.stack([weight * term(ctx) for term, weight in recipe.losses]).sum().backward()
+        for keeper in recipe.keepers:
+            keeper.observe(ctx)
+        assert z.grad is not None
+        assert bool(z.grad.isfinite().all())
+        assert all(torch.equal(getattr(batch, key), value) for key, value in before.items())
+        soft, weight = ctx.labeled.soft, ctx.labeled.weight
+        assert not soft[SET, ~batch.allowed[SET]].any(), "a candidate set is the whole set"
+        assert torch.equal(soft[[NOT_THESE, VOTES, LOCKED]], batch.target[[NOT_THESE, VOTES, LOCKED]])
+        assert weight[[NOT_THESE, VOTES, LOCKED]].tolist() == [1, 1, 1], "votes and adjudicated labels stand"
+        assert bool((z.grad[[NOT_THESE, VOTES, LOCKED], 4] > 0).all()), "the class that was ruled out loses"
+        assert z.grad[LOCKED, 3] < 0
+        assert z.grad[VOTES, 2] < z.grad[VOTES, 3] < 0
+        if turn == 0:
+            assert (z.grad[GIVEN, 0] < 0) == (name not in AT_ONCE)
+            assert bool((z.grad[SET, 1:3] < 0).all()) or name in AT_ONCE
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_ROWS if "lion" in name or name == "loop"])
+def test_peoples_not_these_never_enter_the_models_bank(name: str) -> None:
+    recipe = quick(name, 5)
+    for turn in range(10):
+        batch, logits = partial_batch(turn)
+        make_context(recipe, outputs(recipe, logits), batch, LATE, 5)
+    bank = next(keeper for keeper in recipe.keepers if isinstance(keeper, ComplementBank))
+    assert not bank.excluded(batch.rows).any()

@@ -159,16 +159,19 @@ def test_against_brute_force() -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "h", "mean", "half_sum"),
+    ("x", "y", "h", "mean", "half_sum", "half_mean"),
     [
-        ([[1.0, 2], [0, 0], [3, 1]], [1, 0, 1], [[0.0, 0], [1, 1]], 1.666667, 2.5),
-        ([[0.0, 0], [2, 2]], [0, 1], [[3.0, 4], [2, 1]], 13.0, 13.0),
+        ([[1.0, 2], [0, 0], [3, 1]], [1, 0, 1], [[0.0, 0], [1, 1]], 1.666667, 2.5, 0.833333),
+        ([[0.0, 0], [2, 2]], [0, 1], [[3.0, 4], [2, 1]], 13.0, 13.0, 6.5),
     ],
 )
-def test_center_loss_of_the_worked_examples(x: Any, y: list[int], h: Any, mean: float, half_sum: float) -> None:
+def test_center_loss_of_the_worked_examples(
+    x: Any, y: list[int], h: Any, mean: float, half_sum: float, half_mean: float
+) -> None:
     found = float(center_loss(double(x), torch.tensor(y), double(h)))
     assert found == pytest.approx(mean, abs=5e-7)
     assert found * len(y) / 2 == pytest.approx(half_sum, abs=5e-7)
+    assert found / 2 == pytest.approx(half_mean, abs=5e-7)
 
 
 def test_gradient_of_the_centers() -> None:
