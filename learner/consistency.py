@@ -28,12 +28,16 @@ class Ramp:
 
 @dataclass(frozen=True, slots=True)
 class SoftTargets:
-    """Take the weak view's probabilities of every sample as they are."""
+    """Take the weak view's probabilities of every sample as they are.
+
+    No threshold tells which of them are confident, so none counts as such: what learns from confident samples alone,
+    like ReMoP's centers, gets none from this host.
+    """
 
     def __call__(self, scores: Scores, rows: Tensor, clock: Clock) -> Target:
-        """Return soft (B_u,K), weight 1 and subset true for all."""
+        """Return soft (B_u,K), weight 1 for all and subset false for all."""
         return Target(
-            scores.hard, torch.ones_like(scores.conf), torch.ones_like(scores.hard, dtype=torch.bool), scores.p
+            scores.hard, torch.ones_like(scores.conf), torch.zeros_like(scores.hard, dtype=torch.bool), scores.p
         )
 
 

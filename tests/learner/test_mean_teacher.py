@@ -66,7 +66,7 @@ def test_soft_targets_take_every_sample_and_carry_no_gradient() -> None:
     assert ctx.target is not None
     assert ctx.target.soft is ctx.scores["w"].p
     assert ctx.target.weight.tolist() == [1, 1, 1]
-    assert bool(ctx.target.subset.all())
+    assert not bool(ctx.target.subset.any())
     ctx.target = ConfidenceTargeter()(ctx.scores["w"], ctx.batch.unlabeled_rows, LATE)
     with pytest.raises(ValueError, match="soft targets"):
         SoftConsistency()(ctx)

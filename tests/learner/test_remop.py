@@ -1,5 +1,6 @@
 """ReMoP on any host: what the plug-in changes, what it leaves as it is, how its mixture reads and what it reports."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from learner import snapshot
 from learner.center_signals import CenterReader, jensen_shannon
+from learner.center_terms import CenterLoss
 from learner.centers import COSINE, DISTANCE, DOT, PRESENT
 from learner.errors import CheckpointError
 from learner.losses import MixtureMode, etf_regularizer, mixture_logits
@@ -141,6 +143,19 @@ class TestPlugIn:
         assert recipe.views == plain.views, "no further view of an image is made for the plug-in"
         assert torch.tensor(Session(recipe, make_blobs()).run(8)).isfinite().all()
         assert recipe.parts["centers"].is_set.all()  # type: ignore[operator, union-attr]
+
+    @pytest.mark.parametrize("host", ["pi", "mean_teacher"])
+    def test_hosts_without_a_threshold_draw_no_unlabeled_image_to_a_center(self, host: str) -> None:
+        session = Session(build(f"remop+{host}", 4, FEATURE_DIM), make_blobs())
+        session.run(2)
+        ctx = session.last
+        assert ctx is not None
+        assert ctx.target is not None
+        term = next(term for term, _ in session.recipe.losses if isinstance(term, CenterLoss))
+        everyone = float(term(ctx).detach())
+        assert everyone == pytest.approx(float(dataclasses.replace(term, unlabeled=False)(ctx).detach()))
+        ctx.target.subset |= True
+        assert everyone != pytest.approx(float(term(ctx).detach()))
 
     @pytest.mark.parametrize("method", ["remop+fixmatch", "remop+flexmatch", "remop+adacm", "lion+remop"])
     def test_beta_of_one_and_no_losses_is_the_host_bit_for_bit(self, method: str) -> None:
