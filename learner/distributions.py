@@ -24,9 +24,14 @@ def softmatch_weights(conf: Tensor, mean: Tensor, variance: Tensor, num_sigmas: 
     return torch.exp(-below.square() * num_sigmas**2 / (2 * variance.clamp(min=1e-12)))
 
 
-def completed(distribution: Tensor) -> Tensor:
-    """Return a saved distribution (K,) for the present classes: a new class starts at 1/K, the whole sums to one."""
-    if bool((distribution > 0).all()) and abs(float(distribution.sum()) - 1) < 1e-3:
+def completed(distribution: Tensor, known: Tensor | None = None) -> Tensor:
+    """Return a saved distribution (K,) for the present classes: a new class starts at 1/K, the whole sums to one.
+
+    known (K,): saved as ones, so that a class that was not there reads 0 (`learner.state.permute_classes`); without it,
+    a class at 0 counts as new. A known class may have come down to exactly 0, which is kept.
+    """
+    there = distribution > 0 if known is None else known > 0
+    if bool(there.all()) and abs(float(distribution.sum()) - 1) < 1e-3:
         return distribution
-    filled = torch.where(distribution > 0, distribution, 1 / len(distribution))
+    filled = torch.where(there, distribution, 1 / len(distribution))
     return filled / filled.sum()

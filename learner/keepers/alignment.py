@@ -42,12 +42,14 @@ class DistributionAlignment(IdleKeeper):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return both means."""
-        return {"model:class0": self.model.clone(), "target:class0": self.target.clone()}
+        known = torch.ones_like(self.model)
+        return {"model:class0": self.model.clone(), "target:class0": self.target.clone(), "known:class0": known}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from saved means; a class that they do not know starts at 1/K."""
-        self.model = completed(state["model:class0"]).to(self.model).clone()
-        self.target = completed(state["target:class0"]).to(self.target).clone()
+        known = state.get("known:class0")
+        self.model = completed(state["model:class0"], known).to(self.model).clone()
+        self.target = completed(state["target:class0"], known).to(self.target).clone()
 
 
 @dataclass(frozen=True, slots=True)

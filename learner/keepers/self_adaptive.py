@@ -51,13 +51,15 @@ class SelfAdaptive(IdleKeeper):
             "tau": self.tau.clone(),
             "mean_p:class0": self.mean_p.clone(),
             "histogram:class0": self.histogram.clone(),
+            "known:class0": torch.ones_like(self.mean_p),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from saved means; a class that they do not know starts at 1/K."""
         self.tau = state["tau"].to(self.tau).clone()
-        self.mean_p = completed(state["mean_p:class0"]).to(self.mean_p).clone()
-        self.histogram = completed(state["histogram:class0"]).to(self.histogram).clone()
+        known = state.get("known:class0")
+        self.mean_p = completed(state["mean_p:class0"], known).to(self.mean_p).clone()
+        self.histogram = completed(state["histogram:class0"], known).to(self.histogram).clone()
 
 
 @dataclass(frozen=True, slots=True)
