@@ -124,7 +124,7 @@ class SampleTable:
     def _ready(self, rows: Tensor) -> None:
         if not len(rows):
             return
-        low, high = (int(v) for v in rows.aminmax())
+        low, high = torch.stack(rows.aminmax()).tolist()  # one wait for the device, not two
         if low < 0:
             raise ValueError(f"row {low} is negative; rows are what the import assigned")
         self.reserve(high + 1)
@@ -226,7 +226,10 @@ class RowView:
     def put(self, name: str, values: Tensor | float, where: Tensor | None = None) -> None:
         """Write a column where `where` (B,) or (B,width) bool says so."""
         column = self._table._data[name]
-        new = torch.as_tensor(values, device=column.device).to(column.dtype)
+        if isinstance(values, Tensor):
+            new = values.to(column)
+        else:  # filled on the device: copying a number there would wait for it
+            new = torch.full((), values, dtype=column.dtype, device=column.device)
         chosen = self._chosen(where)
         if chosen is None:
             column[self._rows] = new
