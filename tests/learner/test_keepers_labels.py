@@ -97,6 +97,16 @@ def test_adjudicated_labels_are_never_doubted_for_training_but_shown() -> None:
     assert shown["lion_ambiguous_margin"].tolist() == [True]
 
 
+def test_adjudication_ends_an_override_even_before_its_event_arrives() -> None:
+    doubts = make(min_visits=0, half_life_visits=1)
+    for _ in range(12):
+        ctx = visit(doubts)
+    assert ctx.labeled.soft.tolist() == [[0, 1, 0, 0]]
+    ctx = visit(doubts, locked=[True])
+    assert ctx.labeled.soft.tolist() == [[1, 0, 0, 0]]
+    assert ctx.labeled.weight.tolist() == [1]
+
+
 # What training does.
 
 
