@@ -83,6 +83,7 @@ def serving(words: list[str], folder: Path) -> Iterator[None]:
 @pytest.mark.timeout(900)
 def test_every_command_of_the_readme_works(zygote: Zygote, tmp_path: Path) -> None:
     demo_faces.generate(tmp_path / "more", 60, seed=3)
+    (tmp_path / "configs").symlink_to(README.parent / "configs")
     (tmp_path / "faces").mkdir()
     for path in sorted((tmp_path / "more" / "images").iterdir())[:5]:
         shutil.copy(path, tmp_path / "faces")
