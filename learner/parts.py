@@ -263,8 +263,9 @@ class Keeper(Protocol):
 class Event:
     """Something that happened to a sample between two rounds (ALGORITHMS.md 11.4).
 
-    kind: labelled | label_changed | label_removed | sample_added | sample_removed | round_started.
-    old and new are class indices or -1; `round_started` carries the number of the round in `new`. An answer that
+    kind: labelled | label_changed | label_removed | sample_added | sample_removed | features_changed | round_started.
+    old and new are class indices or -1; `round_started` carries the number of the round in `new`; `features_changed`
+    says that other feature adapters stand in the network than those that saved state was made with. An answer that
     repeats the label it replaces is a `label_changed` too: a person has spoken again, so what the model thought is
     dropped.
     """

@@ -145,8 +145,9 @@ def warm_start(trainer: Trainer, folder: Path) -> None:
     """Continue from the previous round's snapshot: weights, average, keepers, then the events since.
 
     Another backbone, feature form or image size starts the network and everything learned anew; another method keeps
-    the backbone and the head and starts its own state, told of every label as new. Adapters and parts go on where they
-    fit.
+    the backbone and the head and starts its own state, told of every label as new, and so does a keeper that the same
+    method did not have then, under other options. Adapters and parts go on where they fit; keepers are told where other
+    adapters than before make the features.
 
     Raises:
         CheckpointError: the snapshot is incomplete or does not fit.
@@ -162,14 +163,31 @@ def warm_start(trainer: Trainer, folder: Path) -> None:
     checkpoint.load_weights(trainer.ema.network, averaged, str(folder))
     checkpoint.load_weights(trainer.raw, student, str(folder))
     trainer.round, trainer.lifetime_start = int(meta["round"]) + 1, int(meta["lifetime_step"])
-    if meta["method"] != trainer.config.method:
-        trainer.apply([*diff({}, labels_of(trainer.data.view)), Event("round_started", new=trainer.round)])
-        return
-    kept: dict[str, Tensor] = {}
-    for prefix in sorted({name.rsplit("/", 1)[0] for name in tensors if name.startswith(("keeper/", "table/"))}):
-        kept |= checkpoint.pack(prefix, permute_classes(checkpoint.unpack(prefix, tensors), old, new))
-    trainer.load_keepers(kept)
-    trainer.apply(events_since(trainer, tensors, old))
+    everything = [*diff({}, labels_of(trainer.data.view)), Event("round_started", new=trainer.round)]
+    told = dict.fromkeys((keeper.name for keeper in trainer.recipe.keepers), everything)
+    if meta["method"] == trainer.config.method:
+        kept: dict[str, Tensor] = {}
+        for prefix in sorted({name.rsplit("/", 1)[0] for name in tensors if name.startswith(("keeper/", "table/"))}):
+            kept |= checkpoint.pack(prefix, permute_classes(checkpoint.unpack(prefix, tensors), old, new))
+        since = events_since(trainer, tensors, old)
+        for keeper in trainer.recipe.keepers:
+            prefix, fresh = f"keeper/{keeper.name}", keeper.state_dict()
+            if checkpoint.unpack(prefix, kept) or not fresh:
+                told[keeper.name] = since
+            else:
+                kept |= checkpoint.pack(prefix, fresh)
+        trainer.load_keepers(kept)
+    if extractor(trainer.raw.state_dict()) != extractor(checkpoint.unpack("student", tensors)):
+        trainer.apply([Event("features_changed")])
+        trainer.ema.copy(trainer.raw, "parts.")  # what keepers took back there
+    for keeper in trainer.recipe.keepers:
+        for event in told[keeper.name]:
+            keeper.on_event(event)
+
+
+def extractor(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Describe the adapters that stand between backbone and features: their entries and shapes."""
+    return {name: tuple(value.shape) for name, value in weights.items() if name.startswith("feature_adapters.")}
 
 
 def begin(trainer: Trainer) -> None:

@@ -115,10 +115,15 @@ class CenterKeeper(IdleKeeper):
             self.centers.mean.lerp_(pool.detach().float().mean(dim=0), step)
 
     def on_event(self, event: Event) -> None:
-        """Count labels and changed labels; a new round estimates the pool mean anew, starting from the old one."""
+        """Count labels and changed labels; a new round estimates the pool mean anew, starting from the old one.
+
+        Where features have changed, the survey starts every center again from class means.
+        """
         if event.kind == "round_started":
             self.mean_steps = self.mean_steps.clamp(max=1)
             return
+        if event.kind == "features_changed" and self.centers.options.init == "class_means":
+            self.centers.is_set.fill_(False)
         if event.kind in ("label_changed", "label_removed") and event.old >= 0:
             self.labels[event.old] = (self.labels[event.old] - 1).clamp(min=0)
         if event.kind in ("labelled", "label_changed") and event.new >= 0:

@@ -161,9 +161,14 @@ class Prototypes(IdleKeeper):
         self.labels = F.one_hot(survey.given[survey.given >= 0], len(self.vectors)).sum(dim=0)
 
     def on_event(self, event: Event) -> None:
-        """Count changed labels; a new round estimates the pool mean anew, starting from the old one."""
+        """Count changed labels; a new round estimates the pool mean anew, starting from the old one.
+
+        Where features have changed, no class has a prototype until the survey makes it.
+        """
         if event.kind == "round_started":
             self.mean_steps = self.mean_steps.clamp(max=1)
+        elif event.kind == "features_changed":
+            self.vectors, self.counts = torch.zeros_like(self.vectors), torch.zeros_like(self.counts)
         elif event.kind == "labelled" and event.new >= 0:
             self.labels[event.new] += 1
         elif event.kind in ("label_changed", "label_removed"):

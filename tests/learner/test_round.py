@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from learner import checkpoint, snapshot
 from learner.config import RunConfig
 from learner.errors import CheckpointError, DivergedError, InputError
+from learner.keepers.prototypes import Prototypes
 from learner.parts import Event
 from learner.round import RunFiles, run_round
 from learner.trainer import Trainer
@@ -165,7 +166,7 @@ class Listener:
         self.heard.append(event)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {"heard": torch.tensor(len(self.heard))}
+        return {}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         pass
@@ -274,6 +275,39 @@ def test_another_method_keeps_backbone_and_head(tmp_path: Path, first: str, then
     assert all(torch.equal(mine[k], old[f"state/student/{k}"]) for k in mine if k.startswith(("backbone.", "head.")))
     assert (trainer.round, trainer.lifetime_step) == (1, 4)
     run_round(second)
+
+
+def test_other_feature_adapters_start_prototypes_and_centers_again_from_labels(tmp_path: Path) -> None:
+    labels = {"labels": {"clear": 0.01}}
+    first = small_config(method="loop", steps=4, options=labels)
+    out = run_round(write_run(tmp_path / "first", first, first_labels()))
+    saved = tensors_of(out)
+    for name, options, kept in (("same", labels, True), ("other", labels | {"eaf": {"semantic": False}}, False)):
+        config = small_config(method="loop", steps=4, options=options)
+        trainer = next_trainer(write_run(tmp_path / name, config, first_labels(), previous=out))
+        snapshot.warm_start(trainer, out)
+        prototypes = next(keeper for keeper in trainer.recipe.keepers if isinstance(keeper, Prototypes))
+        assert bool(prototypes.is_set.any()) == kept
+        for network in (trainer.raw, trainer.ema.network):
+            assert bool(network.state_dict()["parts.centers.is_set"].any()) == kept
+        trainer._surveys()
+        assert trainer.raw.state_dict()["parts.centers.is_set"].all()
+        same = torch.equal(
+            trainer.raw.state_dict()["parts.centers.vectors"], saved["state/student/parts.centers.vectors"]
+        )
+        assert same == kept
+
+
+def test_a_keeper_that_other_options_bring_starts_with_this_round(tmp_path: Path) -> None:
+    first = small_config(method="softmatch", steps=4, options={"align": False})
+    out = run_round(write_run(tmp_path / "first", first, first_labels()))
+    run = write_run(tmp_path / "second", small_config(method="softmatch", steps=4), first_labels(), previous=out)
+    trainer = next_trainer(run)
+    snapshot.warm_start(trainer, out)
+    state = trainer.keeper_state()
+    assert torch.equal(state["keeper/alignment/model:class0"], torch.full((4,), 0.25))
+    assert torch.equal(state["keeper/confidence_moments/mean"], tensors_of(out)["state/keeper/confidence_moments/mean"])
+    run_round(run)
 
 
 def test_another_backbone_starts_anew(tmp_path: Path) -> None:
