@@ -35,10 +35,13 @@ class BankOptions(KeeperOptions):
         """Return the cap for K classes.
 
         Raises:
-            ValueError: it is not in 1..K-1, or an entry would be released by the score that made it.
+            ValueError: it is not in 1..K-1, an entry would be released by the score that made it, or nothing is ever
+                released but release_visits is set.
         """
         if self.release_above is not None and self.release_above <= self.delta:
             raise ValueError(f"bank.release_above {self.release_above} must be above bank.delta {self.delta}")
+        if self.release_above is None and "release_visits" in self.model_fields_set:
+            raise ValueError("bank.release_visits has no effect without bank.release_above; leave it out")
         named = {"default": max(1, num_classes - 2), "limit": num_classes - 1}
         cap = named[self.cap] if isinstance(self.cap, str) else self.cap
         if not 1 <= cap <= num_classes - 1:

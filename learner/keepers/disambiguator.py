@@ -74,6 +74,10 @@ class DisambiguatorOptions(KeeperOptions):
             raise ValueError(f"labels.harden {self.harden} below labels.suggest {self.suggest} would suggest at once")
         if self.similarity == "cosine" and "temperature" in self.model_fields_set:
             raise ValueError("labels.temperature has no effect with labels.similarity 'cosine'; leave it out")
+        if self.candidates == "official" and "candidate_threshold" in self.model_fields_set:
+            raise ValueError("labels.candidate_threshold has no effect with labels.candidates 'official'; leave it out")
+        if self.ambiguous_loss == "none" and "ambiguous_weight" in self.model_fields_set:
+            raise ValueError("labels.ambiguous_weight has no effect with labels.ambiguous_loss 'none'; leave it out")
         if wrong := [c for c in self.protected if not 0 <= c < num_classes]:
             raise ValueError(f"labels.protected {wrong} are not classes; there are {num_classes}")
 

@@ -45,7 +45,7 @@ def with_eaf(recipe: Recipe, options: EafOptions, num_classes: int, feature_dim:
 
     Raises:
         ValueError: no level is on, the host has EAF already, it has no consistency cross-entropy to replace, or
-            `ambiguity` is set although the category level is off.
+            `ambiguity` is set although the category level is off, or `experts` although the other two are.
     """
     if not (options.semantic or options.instance != "none" or options.category):
         raise ValueError("eaf: all three levels are off; name the host alone instead")
@@ -53,6 +53,8 @@ def with_eaf(recipe: Recipe, options: EafOptions, num_classes: int, feature_dim:
         recipe = with_category(recipe, options.ambiguity)
     elif options.ambiguity != EafOptions().ambiguity:
         raise ValueError("eaf.ambiguity says how the category level works, which is off; set eaf.category")
+    if not options.semantic and options.instance == "none" and "experts" in options.model_fields_set:
+        raise ValueError("eaf.experts are of the semantic and the instance level, which are both off")
     return with_experts(recipe, options, num_classes, feature_dim, options.ambiguity)
 
 

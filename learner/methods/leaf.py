@@ -47,6 +47,8 @@ class LeafOptions(LevelOptions, Options):
         """
         if self.consistency != "ambiguous" and self.ambiguity != LeafAmbiguity():
             raise ValueError(f"ambiguity says how the ambiguous loss works, but consistency is {self.consistency!r}")
+        if self.consistency == "none" and "lambda_u" in self.model_fields_set:
+            raise ValueError("lambda_u weighs the unlabeled term, which consistency 'none' leaves out")
 
 
 def leaf(options: LeafOptions, num_classes: int, feature_dim: int) -> Recipe:

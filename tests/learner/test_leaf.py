@@ -261,6 +261,12 @@ def test_category_level_reaches_into_a_schedule() -> None:
         ("eaf+fixmatch", {"eaf": {"semantic": False, "instance": "none"}}, "all three levels"),
         ("eaf+fixmatch", {"eaf": {"ambiguity": {"margin": 0.1}}}, "set eaf.category"),
         ("leaf", {"consistency": "none", "ambiguity": {"margin": 0.1}}, "consistency is 'none'"),
+        ("leaf", {"consistency": "none", "lambda_u": 2.0}, "lambda_u"),
+        (
+            "eaf+fixmatch",
+            {"eaf": {"semantic": False, "instance": "none", "category": True, "experts": {"num": 2}}},
+            "both off",
+        ),
         ("leaf", {"ambiguity": {"direction": "strong_to_weak", "weak_views": 2}}, "strong_to_weak"),
         ("leaf", {"experts": {"num": 2, "top": 3}}, "top 3"),
         ("leaf", {"experts": {"heads": 3}}, "heads"),

@@ -95,6 +95,9 @@ def test_options_override_presets_section_by_section() -> None:
         ("lion", {"labels": {"protected": [9]}}, "are not classes"),
         ("lion", {"prototypes": {"start": "mean"}}, "needs prototypes.normalise"),
         ("lion_paper", {"labels": {"ambiguous_loss": "soft"}}, "needs labels.normalise"),
+        ("lion_paper", {"labels": {"ambiguous_weight": 0.2}}, "ambiguous_weight has no effect"),
+        ("lion_paper", {"bank": {"release_visits": 2}}, "release_visits has no effect"),
+        ("lion_official", {"labels": {"candidate_threshold": 0.2}}, "candidate_threshold has no effect"),
     ],
 )
 def test_bad_options_fail_at_build_with_the_reason(name: str, options: dict[str, Any], reason: str) -> None:
