@@ -53,6 +53,9 @@ def test_a_sum_that_meets_the_threshold_is_enough_in_every_precision() -> None:
     for kind in (torch.float32, torch.float64):
         assert positive_partition(torch.tensor([[0.5, 0.4, 0.1]], dtype=kind)).sum() == 2
         assert positive_partition(torch.tensor([[0.3, 0.6, 0.1]], dtype=kind)).sum() == 2
+        for three in ([0.7, 0.1, 0.1], [0.5, 0.2, 0.2], [0.45, 0.25, 0.2]):  # .89999… in float64
+            q = torch.tensor([[*three, 0.05, 0.03, 0.02]], dtype=kind)
+            assert positive_partition(q).sum() == 3
 
 
 @pytest.mark.parametrize(
