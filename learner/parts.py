@@ -280,8 +280,9 @@ class Event:
 class Survey:
     """A pass of the averaged model in eval mode over a sample of the pool (N,d) and of the labeled images.
 
-    rows (L,) int64, features (L,d), p (L,K) and given (L,) int64 (class or -1) are of the labeled images; view is the
-    one that was read.
+    rows (L,) int64, features (L,d), p (L,K) and given (L,) int64 (class or -1) are of the labeled images, raw (L,d)
+    their features as the backbone gives them. pool_p (N,K) is the reading of the pool sample, which answered images may
+    be in; unanswered (N,) bool tells which are not. view is the one that was read.
     """
 
     pool: Tensor
@@ -289,6 +290,9 @@ class Survey:
     features: Tensor
     p: Tensor
     given: Tensor
+    raw: Tensor
+    pool_p: Tensor
+    unanswered: Tensor
     view: str = "x"
 
 

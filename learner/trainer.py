@@ -225,24 +225,37 @@ class Trainer:
     def survey(self, view: str = "x") -> Survey:
         """Read EMA features and scores of a sample of the pool and of the labels: clean ("x"), weak or strong."""
         rng = np.random.default_rng(draws.key(self.config.seed, self.lifetime_step, 3))
-        pool = self._read_rows(sample(np.union1d(self.data.unlabeled, self._view_rows), POOL_SAMPLE, rng), view)[0]
+        pool = sample(np.union1d(self.data.unlabeled, self._view_rows), POOL_SAMPLE, rng)
         labeled = sample(self._view_rows, LABEL_SAMPLE, rng)
-        features, p = self._read_rows(labeled, view)
+        _, seen, pool_p = self._read_rows(pool, view)
+        raw, features, p = self._read_rows(labeled, view)
         given = self.data.view.given[np.searchsorted(self._view_rows, labeled)]
+        unanswered = torch.from_numpy(~np.isin(pool, self._view_rows))
         place = self.fabric.device
-        return Survey(pool, torch.from_numpy(labeled).to(place), features, p, given.to(place), view)
+        return Survey(
+            pool=seen,
+            rows=torch.from_numpy(labeled).to(place),
+            features=features,
+            p=p,
+            given=given.to(place),
+            raw=raw,
+            pool_p=pool_p,
+            unanswered=unanswered.to(place),
+            view=view,
+        )
 
-    def _read_rows(self, rows: Rows, view: str) -> tuple[Tensor, Tensor]:
-        features, p = [], []
+    def _read_rows(self, rows: Rows, view: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return f_raw (n,d), f (n,d) and p (n,K) of rows (n,)."""
+        found = []
         for start in range(0, len(rows), 128):
             part = rows[start : start + 128]
             steps = np.full(len(part), self.lifetime_step, np.int64)
             x = self.source.clean(part) if view == "x" else self.source.view(view, part, steps)
             with self.fabric.autocast():
                 out = run(self.ema.network, x)
-            features.append(out.f)
-            p.append(self._read(out).p)
-        return torch.cat(features), torch.cat(p)
+            found.append((out.f_raw, out.f, self._read(out).p))
+        raw, features, p = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return raw, features, p
 
     def _note(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():

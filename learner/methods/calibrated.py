@@ -1,8 +1,9 @@
 """Out-of-fold calibration on any host, for recipes on a frozen encoder's features. ALGORITHMS.md 10.7.
 
-The scorer reads every probability at a temperature fitted out-of-fold, for pseudo-labels and for evaluation alike; with
-LION, delta and the temperature of its disambiguation are fitted too. On a network whose backbone is trained, features
-have seen every label and nothing is out of fold: use it with backbone "features".
+The scorer reads every probability at a temperature, for pseudo-labels and for evaluation alike: the one at which the
+recipe is as sure of images without answers as linear heads are right out of fold, whatever scorer, experts or centers
+it has. With LION, delta and the temperature of its disambiguation are fitted too. On a network whose backbone is
+trained, features have seen every label and nothing is out of fold: use it with backbone "features".
 """
 
 from dataclasses import replace
@@ -19,7 +20,7 @@ def with_calibration(recipe: Recipe, options: CalibratorOptions, num_classes: in
     part = Temperature()
     bank = next((keeper for keeper in recipe.keepers if isinstance(keeper, ComplementBank)), None)
     doubts = next((keeper for keeper in recipe.keepers if isinstance(keeper, Disambiguator)), None)
-    scale = recipe.feature_scale if recipe.feature_norm == "l2" else 1.0
+    scale = recipe.feature_scale if recipe.feature_norm == "l2" else None
     keeper = Calibrator(num_classes, options, part, scale, bank, doubts)
     return replace(
         recipe,

@@ -112,7 +112,17 @@ class Session:
         self.network.eval()
         pool, labeled = run(self.network, blobs.x), run(self.network, blobs.x[blobs.labeled])
         self.network.train()
-        return Survey(pool.f, blobs.labeled, labeled.f, self.recipe.scorer(labeled).p, blobs.y[blobs.labeled], view)
+        return Survey(
+            pool=pool.f,
+            rows=blobs.labeled,
+            features=labeled.f,
+            p=self.recipe.scorer(labeled).p,
+            given=blobs.y[blobs.labeled],
+            raw=labeled.f_raw,
+            pool_p=self.recipe.scorer(pool).p,
+            unanswered=~torch.isin(torch.arange(len(blobs.x)), blobs.labeled),
+            view=view,
+        )
 
     def step(self) -> float:
         batch = self.batch(self.done)

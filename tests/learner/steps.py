@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from learner.parts import Batch, Clock, LabeledTarget, LabelView, NetOut, Scores, StepContext, Target
+from learner.parts import Batch, Clock, LabeledTarget, LabelView, NetOut, Scores, StepContext, Survey, Target
 
 LATE = Clock(lifetime_step=5000, round=3, step=900, steps=1000)  # after every warm-up
 EARLY = Clock(lifetime_step=10, round=0, step=10, steps=1000)
@@ -89,4 +89,29 @@ def view_of(rows: Sequence[int], given: Sequence[int], num_classes: int, **colum
         given=y,
         locked=torch.as_tensor(columns.get("locked", torch.zeros(size))).bool(),
         stamp=torch.zeros(size, dtype=torch.int64),
+    )
+
+
+def survey_of(
+    pool: Tensor,
+    features: Tensor,
+    p: Tensor,
+    given: Tensor,
+    *,
+    rows: Tensor | None = None,
+    raw: Tensor | None = None,
+    pool_p: Tensor | None = None,
+    view: str = "x",
+) -> Survey:
+    """A pass over a pool without answers and labeled rows; without adapters, and nothing known in the pool."""
+    return Survey(
+        pool=pool,
+        rows=torch.arange(len(given)) if rows is None else rows,
+        features=features,
+        p=p,
+        given=given,
+        raw=features if raw is None else raw,
+        pool_p=torch.full((len(pool), p.shape[1]), 1 / p.shape[1]) if pool_p is None else pool_p,
+        unanswered=torch.ones(len(pool), dtype=torch.bool),
+        view=view,
     )

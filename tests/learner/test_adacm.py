@@ -15,13 +15,13 @@ from learner.state import permute_classes
 from learner.targeters import ClassThresholds
 from learner.terms import SupervisedCE
 from tests.learner.blobs import FEATURE_DIM, Session, make_blobs
-from tests.learner.steps import LATE, labeled_step, unlabeled_step, view_of
+from tests.learner.steps import LATE, labeled_step, survey_of, unlabeled_step, view_of
 
 
 def reading(p: Any, given: list[int], rows: list[int] | None = None, view: str = "w") -> Survey:
     p = torch.as_tensor(p, dtype=torch.float32)
     at = torch.arange(len(p)) if rows is None else torch.tensor(rows)
-    return Survey(torch.zeros(0, 2), at, torch.zeros(len(p), 2), p, torch.tensor(given), view)
+    return survey_of(torch.zeros(0, 2), torch.zeros(len(p), 2), p, torch.tensor(given), rows=at, view=view)
 
 
 def at_epoch(epoch: float, scope: str = "run") -> Clock:

@@ -53,9 +53,10 @@ def test_a_round_on_a_bank_learns(tmp_path: Path, bank: FeatureBank, method: str
     assert np.load(out / "features.npy").shape == (120, bank.dim)
 
 
-def test_a_stopped_round_ends_as_an_uninterrupted_one(tmp_path: Path, bank: FeatureBank) -> None:
+@pytest.mark.parametrize("method", ["lion+calibrated", "loop+calibrated"])
+def test_a_stopped_round_ends_as_an_uninterrupted_one(tmp_path: Path, bank: FeatureBank, method: str) -> None:
     options = {"warmup_steps": 5, "calibrated": {"every": 5}}
-    config = adapt(small_config(method="lion+calibrated", steps=20, options=options, optimizer={"lr": 0.05}))
+    config = adapt(small_config(method=method, steps=20, options=options, optimizer={"lr": 0.05}))
     straight = run_round(bank_run(tmp_path / "straight", bank, config, first_labels(8)))
     cut = bank_run(tmp_path / "cut", bank, config, first_labels(8))
 

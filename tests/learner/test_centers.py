@@ -17,7 +17,7 @@ from learner.models import Ema, run
 from learner.optimizer import make_optimizer
 from learner.parts import Event, LabeledTarget, NetOut, Scores, StepContext, Survey, Target
 from tests.learner.blobs import FEATURE_DIM, make_network
-from tests.learner.steps import EARLY, LATE, labeled_step, view_of
+from tests.learner.steps import EARLY, LATE, labeled_step, survey_of, view_of
 
 K, D = 3, 2
 
@@ -37,7 +37,7 @@ def read(centers: ClassCenters, f: Any) -> dict[str, Tensor]:
 def surveyed(features: Any, given: Any, pool: Any = None) -> Survey:
     f = torch.tensor(features, dtype=torch.float32)
     p = torch.full((len(f), K), 1 / K)
-    return Survey(f if pool is None else torch.tensor(pool), torch.arange(len(f)), f, p, torch.tensor(given))
+    return survey_of(f if pool is None else torch.tensor(pool), f, p, torch.tensor(given))
 
 
 def step(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from learner.keepers.base import Warmup
 from learner.keepers.prototypes import PrototypeOptions, Prototypes, ema_write
 from learner.parts import Event, Survey
-from tests.learner.steps import EARLY, LATE, labeled_step, unlabeled_step
+from tests.learner.steps import EARLY, LATE, labeled_step, survey_of, unlabeled_step
 
 PLAIN = PrototypeOptions(center=False)
 
@@ -115,7 +115,7 @@ def test_centring_tells_non_negative_features_apart() -> None:
     for center in (False, True):
         prototypes = make(2, 16, PrototypeOptions(center=center))
         none = torch.empty(0, dtype=torch.int64)
-        prototypes.survey(Survey(faces, none, torch.empty(0, 16), torch.empty(0, 2), none))
+        prototypes.survey(survey_of(faces, torch.empty(0, 16), torch.empty(0, 2), none))
         prototypes.observe(unlabeled_step(list(range(64)), [[0.9, 0.1], [0.1, 0.9]] * 32, faces))
         cosines = prototypes.cosines(faces)
         spread[center] = float(cosines.std())
@@ -146,7 +146,7 @@ def test_public_codes_running_mean_lasts_for_the_warm_up() -> None:
 def survey(given: list[int]) -> Survey:
     features = torch.tensor([[0.0, 1], [0.0, 1], [1.0, 0], [1.0, 1]])
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
-    return Survey(features, torch.arange(4), features, p, torch.tensor(given))
+    return survey_of(features, features, p, torch.tensor(given))
 
 
 def test_survey_rebuilds_missing_and_dirty_classes_from_clear_samples() -> None:
