@@ -158,7 +158,8 @@ class Prototypes(IdleKeeper):
         self.vectors = torch.where(chosen[:, None], rebuilt, self.vectors)
         self.counts = torch.where(chosen, count, self.counts)
         self.changed = torch.where(chosen, 0, self.changed)
-        self.labels = F.one_hot(survey.given[survey.given >= 0], len(self.vectors)).sum(dim=0)
+        seen = F.one_hot(survey.given.clamp(min=0), len(self.vectors)) * (survey.given >= 0)[:, None]
+        self.labels = torch.maximum(self.labels, seen.sum(dim=0))  # of many labels, a survey sees a sample
 
     def on_event(self, event: Event) -> None:
         """Count changed labels; a new round estimates the pool mean anew, starting from the old one.
@@ -169,9 +170,11 @@ class Prototypes(IdleKeeper):
             self.mean_steps = self.mean_steps.clamp(max=1)
         elif event.kind == "features_changed":
             self.vectors, self.counts = torch.zeros_like(self.vectors), torch.zeros_like(self.counts)
-        elif event.kind == "labelled" and event.new >= 0:
+        if event.kind in ("label_changed", "label_removed") and event.old >= 0:
+            self.labels[event.old] = (self.labels[event.old] - 1).clamp(min=0)
+        if event.kind in ("labelled", "label_changed") and event.new >= 0:
             self.labels[event.new] += 1
-        elif event.kind in ("label_changed", "label_removed"):
+        if event.kind in ("label_changed", "label_removed"):
             for index in {event.old, event.new} - {-1}:
                 self.changed[index] += 1
 

@@ -175,6 +175,16 @@ def test_few_changed_labels_are_left_to_the_average() -> None:
     assert prototypes.dirty().tolist() == [True, False]
 
 
+def test_a_survey_of_some_labels_does_not_make_the_few_that_changed_many() -> None:
+    prototypes = make(2)
+    for row in range(100):
+        prototypes.on_event(Event("labelled", row, new=row % 2))
+    prototypes.survey(survey([0, 0, 1, 1]))
+    prototypes.on_event(Event("label_changed", 0, old=0, new=1))
+    assert prototypes.labels.tolist() == [49, 51]
+    assert prototypes.dirty().tolist() == [False, False]
+
+
 def test_state_survives_and_another_shape_is_refused() -> None:
     prototypes, other = make(2), make(2)
     prototypes.observe(labeled_step([1], [[0.9, 0.1]], [0], [[0.6, 0.8]]))
