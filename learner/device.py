@@ -32,6 +32,7 @@ def fitting_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if device.type == "cpu":
-        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that we support
+        # newer than the oldest torch that we support
+        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
     return "32-true"
