@@ -15,6 +15,7 @@ from torch import Tensor
 from learner import draws, operations
 from learner.config import AugmentConfig
 from learner.draws import Rows
+from learner.transfer import send
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CUTOUT_FILL = (125, 123, 114)
@@ -65,7 +66,7 @@ class Augmenter:
 
     def upload(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Bring faces (B,H,W,3) to the device as (B,3,H,W) uint8 without changing their layout in memory."""
-        return torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        return send(pixels, self.device).permute(0, 3, 1, 2)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Turn uint8 (B,3,H,W) into float32 with ImageNet statistics, channels last."""
@@ -167,4 +168,4 @@ class Augmenter:
             x[part] ^= (x[part] ^ self._fill).bitwise_and_(mask[:, None])
 
     def _send(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+        return send(array, self.device)

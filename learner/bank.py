@@ -29,6 +29,7 @@ from learner.config import RunConfig
 from learner.data import Rows
 from learner.errors import InputError, PixelsMissingError
 from learner.models import FEATURES
+from learner.transfer import send
 
 FORMAT = 1
 SHARD_ROWS = 4096
@@ -305,4 +306,4 @@ class BankSource:
         return np.minimum((drawn * count).astype(np.int64), count - 1)
 
     def _send(self, features: F16) -> Tensor:
-        return torch.from_numpy(features).to(self.device, non_blocking=True).float()
+        return send(features, self.device).float()

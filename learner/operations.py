@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner.transfer import send
+
 Magnitude = NDArray[np.float32]
 Names = NDArray[np.str_]
 Whole = NDArray[np.int64]
@@ -139,7 +141,7 @@ def slide(x: Tensor, down: Whole, across: Whole, source: Whole | None = None, un
     image = np.arange(len(down)) if source is None else source
     start = (image[:, None] * (planes * (height + 1)) + row) * stride + (offset + margin)
     plane = torch.arange(planes, device=x.device)[:, None] * ((height + 1) * stride)
-    index = torch.from_numpy(start).to(x.device, non_blocking=True)[:, None] + plane
+    index = send(start, x.device)[:, None] + plane
     windows = padded.flatten().unfold(0, length, 1)
     return windows.index_select(0, index.flatten()).view(len(down), *x.shape[1:])
 
@@ -147,7 +149,7 @@ def slide(x: Tensor, down: Whole, across: Whole, source: Whole | None = None, un
 def turn(x: Tensor, matrices: Whole) -> Tensor:
     """Resample (B,3,H,W) by maps (B,2,3) from output to input pixels in 16.16 fixed point: nearest, black outside."""
     count, channels, height, width = x.shape
-    maps = torch.from_numpy(matrices.astype(np.int32)).to(x.device, non_blocking=True)[:, :, :, None, None]
+    maps = send(matrices.astype(np.int32), x.device)[:, :, :, None, None]
     right = torch.arange(width, dtype=torch.int32, device=x.device)
     below = torch.arange(height, dtype=torch.int32, device=x.device)[:, None]
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from learner.state import SampleTable
+from learner.state import SampleTable, visits_in_order
 
 
 @dataclass(slots=True)
@@ -35,6 +35,8 @@ class Batch:
     (B_l,K) bool, people's "not these"; given (B_l,) int64, the single class a person gave or -1; locked (B_l,) bool,
     adjudicated.
     unlabeled_rows (B_u,) int64; views: "w" weak, "s" strong (and "w2", "s2" where asked), each (B_u,3,H,W).
+    visits, unlabeled_visits: the positions of the rows, in groups without a repeated row; found where they
+    are missing, at the price of a wait for the device.
     """
 
     rows: Tensor
@@ -46,6 +48,16 @@ class Batch:
     locked: Tensor
     unlabeled_rows: Tensor
     views: dict[str, Tensor]
+    visits: Sequence[Tensor] | None = None
+    unlabeled_visits: Sequence[Tensor] | None = None
+
+    def in_order(self) -> Sequence[Tensor]:
+        """Return the visits to the labeled rows, which a keeper writes one after the other."""
+        return list(visits_in_order(self.rows)) if self.visits is None else self.visits
+
+    def unlabeled_in_order(self) -> Sequence[Tensor]:
+        """Return the visits to the unlabeled rows."""
+        return list(visits_in_order(self.unlabeled_rows)) if self.unlabeled_visits is None else self.unlabeled_visits
 
 
 @dataclass(slots=True)
@@ -220,6 +232,10 @@ class Keeper(Protocol):
 
     def start_run(self, unlabeled: Tensor) -> None:
         """Take note of the rows (N,) int64 that this run draws unlabeled images from; comes before any saved state."""
+        ...
+
+    def reserve(self, num_rows: int, device: torch.device) -> None:
+        """Make room on a device for rows 0 … num_rows-1, which are the ones to come."""
         ...
 
     def before_target(self, ctx: StepContext) -> None:

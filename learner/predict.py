@@ -140,6 +140,7 @@ def signals_table(
     near = dataclasses.replace(view, **{name: getattr(view, name).to(device) for name in fields})
     extra: dict[str, Any] = dict(predictions.columns)
     for keeper in recipe.keepers:
+        keeper.reserve(int(predictions.rows.max(initial=-1)) + 1, device)
         extra |= keeper.signals(rows, scores, near)
     return as_table({**generic_columns(predictions), **extra}, predictions.rows, view.classes, round_number, step)
 

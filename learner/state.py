@@ -130,13 +130,16 @@ class SampleTable:
         self.reserve(high + 1)
 
     def at(self, rows: Tensor) -> "RowView":
-        """Open rows (B,) int64 for reading and writing; the table moves to their device and grows where needed.
+        """Open rows (B,) int64 for reading and writing; the table moves to their device.
+
+        On a CPU it grows where needed. Elsewhere a look at the rows would wait for the device: `reserve` beforehand.
 
         Raises:
-            ValueError: a row is negative.
+            ValueError: a row is negative (on a CPU).
         """
         self.to(rows.device)
-        self._ready(rows)
+        if rows.device.type == "cpu":
+            self._ready(rows)
         return RowView(self, rows)
 
     def reset(self, rows: Tensor) -> None:

@@ -25,6 +25,7 @@ from learner.models import Ema, Network, run
 from learner.optimizer import make_optimizer, set_rate
 from learner.parts import Batch, Clock, Event, LabeledTarget, LabelView, NetOut, Recipe, Scores, StepContext, Survey
 from learner.sources import Ahead, make_source
+from learner.transfer import send
 
 Rows = NDArray[np.int64]
 POOL_SAMPLE, LABEL_SAMPLE = 1024, 2048  # rows that are read at the start of a round
@@ -72,6 +73,7 @@ class Trainer:
             table.to(self.fabric.device)
         for keeper in recipe.keepers:
             keeper.start_run(torch.from_numpy(self.unlabeled.rows).to(self.fabric.device))
+            keeper.reserve(int(max(self.unlabeled.rows[-1], self._view_rows[-1])) + 1, self.fabric.device)
 
     def _samplers(self) -> tuple[Cycle | Balanced, Cycle]:
         config, view = self.config, self.data.view
@@ -154,12 +156,14 @@ class Trainer:
         unlabeled: Rows = self.unlabeled.at(step) if self.recipe.views else np.zeros(0, np.int64)
         views = self.ahead.at(step, self.lifetime_start + self.config.steps)
         place = self.fabric.device
-        where = torch.from_numpy(np.searchsorted(self._view_rows, rows)).to(place)
+        where = send(np.searchsorted(self._view_rows, rows), place)
         return Batch(
-            rows=torch.from_numpy(rows).to(place),
+            rows=send(rows, place),
             x=views.pop("l"),
-            unlabeled_rows=torch.from_numpy(unlabeled).to(place),
+            unlabeled_rows=send(unlabeled, place),
             views=views,
+            visits=[send(turn, place) for turn in visits(rows)],
+            unlabeled_visits=[send(turn, place) for turn in visits(unlabeled)],
             **{name: column[where] for name, column in self._view.items()},
         )
 
@@ -378,6 +382,12 @@ def join(parts: list[Tensor]) -> Tensor:
         return parts[0]
     joined = torch.cat(parts)
     return joined.contiguous(memory_format=torch.channels_last) if joined.dim() == 4 else joined
+
+
+def visits(rows: Rows) -> list[Rows]:
+    """Split the positions of rows (B,) into groups without a repeated row, as `state.visits_in_order` does."""
+    numbers = draws.copies(rows)
+    return [np.flatnonzero(numbers == turn) for turn in range(int(numbers.max(initial=-1)) + 1)]
 
 
 def sample(rows: Rows, most: int, rng: np.random.Generator) -> Rows:

@@ -41,6 +41,9 @@ class IdleKeeper:
     def start_run(self, unlabeled: Tensor) -> None:
         """Do nothing."""
 
+    def reserve(self, num_rows: int, device: torch.device) -> None:
+        """Do nothing."""
+
     def before_target(self, ctx: StepContext) -> None:
         """Do nothing."""
 
@@ -70,6 +73,16 @@ class IdleKeeper:
     def signals(self, rows: Tensor, scores: Scores, view: LabelView) -> dict[str, Any]:
         """Return no column."""
         return {}
+
+
+class TableKeeper(IdleKeeper):
+    """A keeper with state by row."""
+
+    table: SampleTable
+
+    def reserve(self, num_rows: int, device: torch.device) -> None:
+        """Make room in the table."""
+        self.table.to(device).reserve(num_rows)
 
 
 def change_of_sample(table: SampleTable, event: Event) -> None:

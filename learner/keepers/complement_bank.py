@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from learner.keepers.base import Answers, IdleKeeper, KeeperOptions, change_of_sample
+from learner.keepers.base import Answers, KeeperOptions, TableKeeper, change_of_sample
 from learner.parts import Clock, Event, LabelView, Scores, StepContext
-from learner.state import Column, SampleTable, pack_bits, unpack_bits, visits_in_order
+from learner.state import Column, SampleTable, pack_bits, unpack_bits
 
 
 class BankOptions(KeeperOptions):
@@ -49,7 +49,7 @@ class BankOptions(KeeperOptions):
         return cap
 
 
-class ComplementBank(IdleKeeper):
+class ComplementBank(TableKeeper):
     """Keep class sets by row, and give them to the losses as `Target.negative`.
 
     An image's entry is read and written by its own row alone. The bank is extended before the losses, so that the first
@@ -89,7 +89,7 @@ class ComplementBank(IdleKeeper):
         if ctx.target is None:
             raise ValueError("the complementary bank needs a recipe with a targeter")
         rows, target, p = ctx.batch.unlabeled_rows, ctx.target, ctx.scores["w"].p
-        for turn in visits_in_order(rows):
+        for turn in ctx.batch.unlabeled_in_order():
             self.visit(rows[turn], p[turn], target.hard[turn], ~target.subset[turn], ctx.clock)
         target.negative = self.excluded(rows)
         conflict = target.subset & target.negative.gather(1, target.hard[:, None])[:, 0]

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from learner.keepers.base import Answers, IdleKeeper, KeeperOptions, Warmup, answered_classes, change_of_sample
+from learner.keepers.base import Answers, KeeperOptions, TableKeeper, Warmup, answered_classes, change_of_sample
 from learner.keepers.candidates import (
     CandidateRule,
     Similarity,
@@ -24,7 +24,7 @@ from learner.keepers.candidates import (
 )
 from learner.keepers.prototypes import Prototypes
 from learner.parts import Clock, Event, LabeledTarget, LabelView, Scores, StepContext
-from learner.state import Column, RowView, SampleTable, pack_bits, unpack_bits, visits_in_order
+from learner.state import Column, RowView, SampleTable, pack_bits, unpack_bits
 
 LOW_CONFIDENCE, DISAGREE = 1, 2  # lion_reason; 0 is none
 
@@ -109,7 +109,7 @@ class Visit:
         return Visit(*(getattr(self, name)[index] for name in Visit.__slots__))
 
 
-class Disambiguator(IdleKeeper):
+class Disambiguator(TableKeeper):
     """Keep, by row: w (K,), candidates, visits, doubtful visits and the settled class (-1: none).
 
     Reads the prototypes of the step before. A locked (adjudicated) label is never doubted for training.
@@ -151,7 +151,7 @@ class Disambiguator(IdleKeeper):
         everything = Visit.of(ctx, self.prototypes.cosines(ctx.outs["l"].f))
         soft, weight = ctx.labeled.soft.clone(), ctx.labeled.weight.clone()
         doubts = torch.zeros_like(everything.locked)
-        for turn in visits_in_order(everything.rows):
+        for turn in ctx.batch.in_order():
             visit = everything.at(turn)
             doubted = self.visit(visit, ctx.clock)
             soft[turn], weight[turn] = self._training(visit, doubted, soft[turn], weight[turn])

@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from learner.keepers.base import IdleKeeper, KeeperOptions, change_of_sample
+from learner.keepers.base import KeeperOptions, TableKeeper, change_of_sample
 from learner.losses import ThresholdMapping, flexmatch_thresholds, learning_status
 from learner.parts import Clock, Event, LabelView, Scores, StepContext
-from learner.state import Column, SampleTable, visits_in_order
+from learner.state import Column, SampleTable
 
 
 class StatusOptions(KeeperOptions):
@@ -36,7 +36,7 @@ class StatusOptions(KeeperOptions):
             raise ValueError(f"t_min {self.t_min} must not lie above threshold {self.threshold}")
 
 
-class LearningStatus(IdleKeeper):
+class LearningStatus(TableKeeper):
     """Keep, by row, the class of the last confident pseudo-label (-1: none), and how many images have which.
 
     "Confident" is max p_w >= tau, the fixed one, and is noted after the step's thresholds were read. The counts are
@@ -111,7 +111,7 @@ class LearningStatus(IdleKeeper):
         """Note the class of every image that reached the fixed tau."""
         rows, scores = ctx.batch.unlabeled_rows, ctx.scores["w"]
         confident = scores.conf >= self.options.threshold
-        for turn in visits_in_order(rows):
+        for turn in ctx.batch.unlabeled_in_order():
             self.note(rows[turn], scores.hard[turn], confident[turn], ctx.clock)
 
     def note(self, rows: Tensor, hard: Tensor, confident: Tensor, clock: Clock) -> None:
