@@ -17,7 +17,7 @@ from annotator import taxonomy
 from annotator.errors import InputError, WorkspaceError
 
 FILE = "workspace.yaml"
-DEFAULT_METHODS = ("lion",)
+DEFAULT_METHODS = ("loop",)
 """What a workspace trains unless its settings say otherwise; the first is the one that a single run takes."""
 _LONGEST_METHOD = 32  # a snapshot's id is the name and a number, and has 40 characters
 _METHOD = re.compile(r"[a-z0-9_]+(\+[a-z0-9_]+)*")
