@@ -129,15 +129,7 @@ class RunConfig(_Part):
         Raises:
             InputError: the file is missing or holds an unknown key or a wrong value.
         """
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read configuration {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(data, dict):
-            raise InputError(f"{path} holds no mapping of settings")
-        return cls.parse(data, str(path))
+        return cls.parse(read_yaml(Path(path), "configuration"), str(path))
 
     @classmethod
     def parse(cls, data: dict[str, Any], source: str = "configuration") -> "RunConfig":
@@ -159,6 +151,23 @@ class RunConfig(_Part):
     def save(self, path: str | Path) -> None:
         """Write the resolved configuration as JSON, replacing the file atomically."""
         write_json(Path(path), self.model_dump(mode="json"))
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping; `what` it is called in messages.
+
+    Raises:
+        InputError: it is missing, no YAML, or no mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {what} {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds no mapping of settings")
+    return data
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -8,12 +8,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learner import methods
 from learner.bank import adapt
-from learner.config import RunConfig
+from learner.config import RunConfig, read_yaml
 from learner.errors import InputError
 from learner.protocols import Kind, LabelSplit, Protocol
 
@@ -92,15 +91,7 @@ class Grid(_Part):
         Raises:
             InputError: it is missing or malformed, or names an unknown method, option, setting or host.
         """
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read benchmark {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(data, dict):
-            raise InputError(f"{path} holds no mapping of settings")
-        return cls.parse(data, str(path))
+        return cls.parse(read_yaml(path, "benchmark"), str(path))
 
     @classmethod
     def parse(cls, data: dict[str, Any], source: str = "benchmark") -> "Grid":

@@ -8,18 +8,16 @@ from torch.nn import functional as F
 
 from learner.center_terms import Members, confident_members, labeled_members
 from learner.centers import ClassCenters, class_means
-from learner.keepers.base import Answers, IdleKeeper
+from learner.keepers.base import Answers
+from learner.keepers.class_vectors import MEAN_WINDOW, ClassVectorKeeper
 from learner.keepers.prototypes import ema_write
 from learner.losses import etf_regularizer
-from learner.parts import Clock, Event, LabelView, Scores, StepContext, Survey
+from learner.parts import LabelView, Scores, StepContext, Survey
 
 DISTANCES = "remop_dist"  # the reader's column that own distances are taken from
 
-_MEAN_WINDOW = 200  # steps that the running pool mean looks back on
-_DIRTY_SHARE = 0.05  # of a class's labels changed: its center is rebuilt
 
-
-class CenterKeeper(IdleKeeper):
+class CenterKeeper(ClassVectorKeeper):
     """Start `ClassCenters` from class means, keep their pool mean, and move them where no gradient does.
 
     The centers themselves are weights of the network. Kept here: labels (K,) per class, changed labels (K,), the
@@ -31,18 +29,11 @@ class CenterKeeper(IdleKeeper):
 
     def __init__(self, centers: ClassCenters, nc2_norm: bool = False) -> None:
         """Look after a recipe's centers."""
+        super().__init__(len(centers.is_set))
         self.centers = centers
         self.nc2_norm = nc2_norm
-        num_classes = len(centers.is_set)
-        self.labels = torch.zeros(num_classes, dtype=torch.int64)
-        self.changed = torch.zeros(num_classes, dtype=torch.int64)
         self.start = centers.vectors.detach().clone()
         self.regularizer = torch.zeros(())
-        self.mean_steps = torch.zeros((), dtype=torch.int64)
-
-    def wants_survey(self, clock: Clock) -> str | None:
-        """Ask for the clean view at the start of a round."""
-        return "x" if clock.step == 0 else None
 
     @torch.no_grad()
     def survey(self, survey: Survey) -> None:
@@ -54,7 +45,7 @@ class CenterKeeper(IdleKeeper):
         centers = self.centers
         if len(survey.pool):
             centers.mean.copy_(survey.pool.float().mean(dim=0))
-            self.mean_steps = torch.full_like(self.mean_steps, _MEAN_WINDOW // 4)
+            self.mean_steps = torch.full_like(self.mean_steps, MEAN_WINDOW // 4)
         if centers.options.init == "class_means":
             means, count = class_means(survey.features, survey.given, len(self.labels))
             chosen = (count > 0) & (self.dirty() | ~centers.is_set)
@@ -63,10 +54,6 @@ class CenterKeeper(IdleKeeper):
             self.changed = torch.where(chosen, 0, self.changed)
         self.start = centers.vectors.detach().clone()
         self.regularizer = etf_regularizer(centers.vectors, self.nc2_norm, centers.is_set)
-
-    def dirty(self) -> Tensor:
-        """Tell (K,) bool which classes had more than 5 % of their labels changed since they were last rebuilt."""
-        return self.changed > _DIRTY_SHARE * self.labels.clamp(min=1)
 
     @torch.no_grad()
     def observe(self, ctx: StepContext) -> None:
@@ -111,43 +98,13 @@ class CenterKeeper(IdleKeeper):
     def _follow_mean(self, pool: Tensor) -> None:
         if len(pool):
             self.mean_steps = self.mean_steps + 1
-            step = 1 / self.mean_steps.clamp(max=_MEAN_WINDOW)
+            step = 1 / self.mean_steps.clamp(max=MEAN_WINDOW)
             self.centers.mean.lerp_(pool.detach().float().mean(dim=0), step)
 
-    def on_event(self, event: Event) -> None:
-        """Count labels and changed labels; a new round estimates the pool mean anew, starting from the old one.
-
-        Where features have changed, the survey starts every center again from class means.
-        """
-        if event.kind == "round_started":
-            self.mean_steps = self.mean_steps.clamp(max=1)
-            return
-        if event.kind == "features_changed" and self.centers.options.init == "class_means":
+    def forget(self) -> None:
+        """Let the survey start every center again from class means."""
+        if self.centers.options.init == "class_means":
             self.centers.is_set.fill_(False)
-        if event.kind in ("label_changed", "label_removed") and event.old >= 0:
-            self.labels[event.old] = (self.labels[event.old] - 1).clamp(min=0)
-        if event.kind in ("labelled", "label_changed") and event.new >= 0:
-            self.labels[event.new] += 1
-        if event.kind in ("label_changed", "label_removed"):
-            for index in {event.old, event.new} - {-1}:
-                self.changed[index] += 1
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the counts and the start of the round; the centers are in the network's state."""
-        return {key: getattr(self, key.partition(":")[0]).clone() for key in self._STATE}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from a saved state.
-
-        Raises:
-            ValueError: it belongs to another encoder or class list.
-        """
-        if state["start:class0"].shape != self.start.shape:
-            saved = tuple(state["start:class0"].shape)
-            raise ValueError(f"saved centers have shape {saved}, this recipe's {tuple(self.start.shape)}")
-        for key in self._STATE:
-            mine = getattr(self, key.partition(":")[0])
-            setattr(self, key.partition(":")[0], state[key].to(mine).clone())
 
     def signals(self, rows: Tensor, scores: Scores, view: LabelView) -> dict[str, Any]:
         """Return how far labeled images lie from the center of the class that a person gave; NaN for all others.
@@ -163,11 +120,6 @@ class CenterKeeper(IdleKeeper):
             own = distances.cpu().float().gather(1, given.clamp(min=0)[:, None])[:, 0]
             own = own.masked_fill(given < 0, torch.nan)
         return {"remop_own_dist": own.numpy(), "remop_own_z": standardised(own, given, len(self.labels)).numpy()}
-
-    def _move(self, device: torch.device) -> None:
-        if self.labels.device != device:
-            for name in (key.partition(":")[0] for key in self._STATE):
-                setattr(self, name, getattr(self, name).to(device))
 
 
 def standardised(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:

@@ -7,11 +7,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from learner.keepers.base import IdleKeeper, KeeperOptions, Warmup
-from learner.parts import Clock, Event, StepContext, Survey
-
-_MEAN_WINDOW = 200  # steps that the running pool mean looks back on
-_DIRTY_SHARE = 0.05  # of a class's labels changed: its prototype is rebuilt
+from learner.keepers.base import KeeperOptions, Warmup
+from learner.keepers.class_vectors import MEAN_WINDOW, ClassVectorKeeper
+from learner.parts import StepContext, Survey
 
 
 class PrototypeOptions(KeeperOptions):
@@ -46,7 +44,7 @@ def ema_write(
     return moved, count.long()
 
 
-class Prototypes(IdleKeeper):
+class Prototypes(ClassVectorKeeper):
     """Keep S (K,d), which classes have one, and the pool mean m (d,), all without gradient in float32.
 
     Who writes (in `observe`, so that every step reads the prototypes of the step before): labeled samples that are
@@ -62,15 +60,13 @@ class Prototypes(IdleKeeper):
         self, num_classes: int, feature_dim: int, options: PrototypeOptions, clear: float, warmup: Warmup
     ) -> None:
         """Start without any prototype."""
+        super().__init__(num_classes)
         self.options = options
         self.clear = clear
         self.warmup = warmup
         self.vectors = torch.zeros(num_classes, feature_dim)
         self.counts = torch.zeros(num_classes, dtype=torch.int64)
         self.mean = torch.zeros(feature_dim)
-        self.mean_steps = torch.zeros((), dtype=torch.int64)
-        self.labels = torch.zeros(num_classes, dtype=torch.int64)
-        self.changed = torch.zeros(num_classes, dtype=torch.int64)
 
     @property
     def is_set(self) -> Tensor:
@@ -130,15 +126,7 @@ class Prototypes(IdleKeeper):
             return
         self.mean_steps = self.mean_steps + 1
         batch_mean = F.normalize(pool.detach().float(), dim=1).mean(dim=0)
-        self.mean = self.mean + (batch_mean - self.mean) / self.mean_steps.clamp(max=_MEAN_WINDOW)
-
-    def dirty(self) -> Tensor:
-        """Tell (K,) bool which classes had more than 5 % of their labels changed since they were last rebuilt."""
-        return self.changed > _DIRTY_SHARE * self.labels.clamp(min=1)
-
-    def wants_survey(self, clock: Clock) -> str | None:
-        """Ask for the clean view at the start of a round."""
-        return "x" if clock.step == 0 else None
+        self.mean = self.mean + (batch_mean - self.mean) / self.mean_steps.clamp(max=MEAN_WINDOW)
 
     @torch.no_grad()
     def survey(self, survey: Survey) -> None:
@@ -146,7 +134,7 @@ class Prototypes(IdleKeeper):
         self._move(survey.features.device)
         if self.options.center and len(survey.pool):
             self.mean = F.normalize(survey.pool.float(), dim=1).mean(dim=0)
-            self.mean_steps = torch.full_like(self.mean_steps, _MEAN_WINDOW // 4)
+            self.mean_steps = torch.full_like(self.mean_steps, MEAN_WINDOW // 4)
         conf = survey.p.max(dim=1)
         clear = (conf.values >= self.clear) & (conf.indices == survey.given)
         member = F.one_hot(survey.given.clamp(min=0), len(self.vectors)) * clear[:, None]
@@ -161,42 +149,6 @@ class Prototypes(IdleKeeper):
         seen = F.one_hot(survey.given.clamp(min=0), len(self.vectors)) * (survey.given >= 0)[:, None]
         self.labels = torch.maximum(self.labels, seen.sum(dim=0))  # of many labels, a survey sees a sample
 
-    def on_event(self, event: Event) -> None:
-        """Count changed labels; a new round estimates the pool mean anew, starting from the old one.
-
-        Where features have changed, no class has a prototype until the survey makes it.
-        """
-        if event.kind == "round_started":
-            self.mean_steps = self.mean_steps.clamp(max=1)
-        elif event.kind == "features_changed":
-            self.vectors, self.counts = torch.zeros_like(self.vectors), torch.zeros_like(self.counts)
-        if event.kind in ("label_changed", "label_removed") and event.old >= 0:
-            self.labels[event.old] = (self.labels[event.old] - 1).clamp(min=0)
-        if event.kind in ("labelled", "label_changed") and event.new >= 0:
-            self.labels[event.new] += 1
-        if event.kind in ("label_changed", "label_removed"):
-            for index in {event.old, event.new} - {-1}:
-                self.changed[index] += 1
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return prototypes, counts and the pool mean."""
-        return {key: getattr(self, key.partition(":")[0]).clone() for key in self._STATE}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from a saved state.
-
-        Raises:
-            ValueError: the saved prototypes have another shape; they belong to another encoder or class list.
-        """
-        if state["vectors:class0"].shape != self.vectors.shape:
-            saved = tuple(state["vectors:class0"].shape)
-            raise ValueError(f"saved prototypes have shape {saved}, this recipe's {tuple(self.vectors.shape)}")
-        for key in self._STATE:
-            mine = getattr(self, key.partition(":")[0])
-            setattr(self, key.partition(":")[0], state[key].to(mine).clone())
-
-    def _move(self, device: torch.device) -> None:
-        if self.vectors.device != device:
-            for key in self._STATE:
-                name = key.partition(":")[0]
-                setattr(self, name, getattr(self, name).to(device))
+    def forget(self) -> None:
+        """No class has a prototype until the survey makes it."""
+        self.vectors, self.counts = torch.zeros_like(self.vectors), torch.zeros_like(self.counts)
