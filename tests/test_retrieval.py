@@ -96,6 +96,7 @@ def test_retrieval_follows_labels_and_leaves_the_face_and_its_copies_out(
         "candidates": np.zeros(0),
         "given": np.zeros(0),
         "blind": np.zeros(0),
+        "seen": np.zeros(0),
     }
     contents = Contents(empty, "coverage", 0, "hog-1", "hog-1", {"classes": list(workspace.settings.taxonomy.slugs)})
     publish(store, workspace.folder("scores"), contents, keep=3)

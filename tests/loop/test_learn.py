@@ -18,7 +18,7 @@ from annotator.loop.retrain import retrain_once
 from annotator.loop.signals import Board
 from annotator.loop.training import JOB
 from annotator.records import ARMS
-from annotator.settings import Workspace
+from annotator.settings import DEFAULT_METHODS, Workspace
 from annotator.store import LabelStore
 from tests.loop.conftest import answer, answer_truth, assert_consistent, current, first_order, tick_until
 
@@ -104,7 +104,7 @@ def test_a_round_is_published_and_its_doubts_are_read(learner: Learner) -> None:
     folder = learner.workspace.root / "snapshots" / snapshot.id
     assert "training" in states
     publish.verify(folder, 8)
-    assert snapshot.id == "lion-0001"
+    assert snapshot.id == f"{DEFAULT_METHODS[0]}-0001"
     assert snapshot.label_seq == learner.store.last_seq()
     assert {"steps_per_second", "labeled", "unlabeled"} <= snapshot.metrics.keys()
     assert snapshot.metrics["labeled"] == 12
