@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from learner.models import Ema, Network, run
 from learner.parts import Batch, NetOut, Recipe
 from learner.trainer import Trainer, TrainingData
 from tests.benchmarks.bench_views import PerImage
-from tests.benchmarks.setting import NUM_CLASSES, smooth_faces, summary
+from tests.benchmarks.setting import NUM_CLASSES, paused_workers, smooth_faces, summary
 from tests.learner.runs import view_of
 
 LABELED, POOL = 256, 1024
@@ -124,8 +125,9 @@ class Sides:
         for turn in range(-1, rounds):
             for name, steps in self.steps.items():
                 began = {kind: clock() for kind, clock in clocks.items()}
-                for _ in range(each):
-                    next(steps)
+                with nullcontext() if name == "papers" else paused_workers():
+                    for _ in range(each):
+                        next(steps)
                 for kind, clock in clocks.items():
                     if turn >= 0:
                         times[name, kind].append((clock() - began[kind]) / each)

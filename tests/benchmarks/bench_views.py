@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from learner.augment import Augmenter
 from learner.config import AugmentConfig
-from tests.benchmarks.setting import paired, per_image_transforms, smooth_faces
+from tests.benchmarks.setting import paired, paused_workers, per_image_transforms, smooth_faces
 
 
 class PerImage(Dataset[list[torch.Tensor]]):
@@ -43,8 +43,9 @@ def ours(images: np.ndarray, kinds: tuple[str, ...], block: int) -> Callable[[],
     pixels = images[rows % len(images)]
 
     def work() -> None:
-        for kind in kinds:
-            (make.strong if kind == "s" else make.weak)(make.upload(pixels), rows, steps, kind)
+        with paused_workers():
+            for kind in kinds:
+                (make.strong if kind == "s" else make.weak)(make.upload(pixels), rows, steps, kind)
 
     return work
 

@@ -1,8 +1,12 @@
 """What the training benchmarks share: smooth synthetic faces, the papers' views with torchvision, paired timing."""
 
+import multiprocessing
+import os
+import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,6 +34,19 @@ def per_image_transforms(size: int) -> tuple[v2.Compose, v2.Compose]:
     weak = v2.Compose([crop, v2.RandomHorizontalFlip(), *last])
     strong = v2.Compose([v2.RandAugment(num_ops=3, magnitude=10), crop, v2.RandomHorizontalFlip(), *last, hole])
     return weak, strong
+
+
+@contextmanager
+def paused_workers() -> Iterator[None]:
+    """Hold this process's children still: workers that fetch ahead would work in the other side's turn."""
+    children = multiprocessing.active_children()
+    for child in children:
+        os.kill(child.pid or 0, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for child in children:
+            os.kill(child.pid or 0, signal.SIGCONT)
 
 
 def paired(
