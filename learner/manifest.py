@@ -22,6 +22,7 @@ SPLITS = ("train", "val", "test")
 FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 _FERPLUS_FOLDERS = {"Training": "FER2013Train", "PublicTest": "FER2013Valid", "PrivateTest": "FER2013Test"}
 MAX_BYTES = 50_000_000
+UNUSABLE = "unusable"  # a workspace's word for an image without a readable face: no class
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +77,21 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
         records = list(reader)
     if not records:
         raise InputError(f"{path} lists no image")
-    found = sorted({r["label"] for r in records if r["label"]})
+    found = sorted({r["label"] for r in records if r["label"] not in ("", None, UNUSABLE)})
     known = tuple(classes) if classes else tuple(found)
     if len(known) < 2:
         raise InputError(f"{path} names {len(known)} classes ({', '.join(known)}); two or more are needed")
     names, labels, splits = [], [], []
     for line, record in enumerate(records, start=2):
         label, split = record["label"] or "", record["split"] or ""
+        unusable = label == UNUSABLE and UNUSABLE not in known
         split = "train" if split == "pool" else split  # a workspace's word for it
         if split not in SPLITS:
             raise InputError(f"{path} line {line}: split {split!r} is none of {', '.join(SPLITS)}, pool")
-        if label and label not in known:
+        if label and label not in known and not unusable:
             raise InputError(f"{path} line {line}: unknown class {label!r}; known: {', '.join(known)}")
         votes = _votes(record.get("votes") or "", len(known), f"{path} line {line}")
-        labels.append(known.index(label) if label else votes)
+        labels.append(-1 if unusable else known.index(label) if label else votes)
         names.append(str((path.parent / record["path"]).resolve()))
         splits.append(SPLITS.index(split))
     return Manifest(path, known, names, np.array(labels, np.int64), np.array(splits, np.int64))

@@ -124,6 +124,15 @@ def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
         manifests.decode((tmp_path / "x.png").read_bytes(), 24, str(tmp_path / "x.png"))
 
 
+def test_unusable_images_have_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    path.write_text("path,label,split\na.png,x,train\nb.png,unusable,train\nc.png,y,val\n")
+    manifest = Manifest.read(path)
+    assert manifest.classes == ("x", "y")
+    assert manifest.label.tolist() == [0, -1, 1]
+    assert Manifest.read(path, ("x", "unusable", "y")).label.tolist() == [0, 1, 2], "asked for by name, it is one"
+
+
 def test_votes_give_the_label_where_none_is_written(tmp_path: Path) -> None:
     path = tmp_path / "v.csv"
     path.write_text(
