@@ -88,6 +88,7 @@ def test_accounts_are_added_listed_disabled_and_reset(annotator: Command, study:
         (["status", "nowhere"], "annotator init"),
         (["init", "{study}"], "already"),
         (["init", "new", "--classes", "moods"], "moods"),
+        (["init", "new", "--method", "lion", "--method", "loin"], "'loin'"),
         (["import", "{study}", "missing-folder"], "missing-folder"),
         (["import", "{study}", ".", "--format", "tarot"], "tarot"),
         (["export", "{study}", "/nonexistent/labels.csv"], "/nonexistent"),

@@ -64,6 +64,10 @@ def init(
     """Make a new, empty workspace."""
     learner: dict[str, Any] = {"image_size": image_size}
     if method:
+        from annotator.loop.retrain import check_method
+
+        for name in method:
+            check_method(name)
         learner["methods"] = method
     overrides: dict[str, Any] = {"learner": learner}
     if database is not None:

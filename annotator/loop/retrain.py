@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,26 @@ def retrain_once(
 def _check(workspace: Workspace, request: RoundRequest) -> str:
     """Tell wrong input before anything starts, and return the method that will be trained.
 
-    The learner itself never loads torch, so it asks the recipes here only.
-
     Raises:
         InputError: the configuration, the method or one of its options is wrong.
     """
+    run = build_config(workspace, request, 1)
+    check_method(run.method, run.options)
+    return run.method
+
+
+def check_method(name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Ask the recipes whether there is such a method. This loads torch, which the running learner never does.
+
+    Raises:
+        InputError: there is none, or one of its options is wrong.
+    """
     from learner import methods
 
-    run = build_config(workspace, request, 1)
     try:
-        methods.resolve(run.method, run.options)
+        methods.resolve(name, options or {})
     except ValueError as error:
         raise InputError(str(error)) from error
-    return run.method
 
 
 def new_labels(workspace: Workspace, store: LabelStore, method: str) -> int:
