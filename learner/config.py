@@ -44,6 +44,10 @@ class BackboneConfig(_Part):
     weights: str | None = Field(
         None, description="path of a safetensors or weights_only file, 'timm', or null for none"
     )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="what the timm model takes beyond its name: patch_size, embed_dim, depth, num_heads of a ViT, …",
+    )
     dropout: float = Field(
         0.2, ge=0, lt=1, description="the papers' 0.5 learns slower in short rounds from a random start"
     )

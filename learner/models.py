@@ -102,7 +102,7 @@ def make_backbone(config: BackboneConfig, image_size: int, feature_dim: int | No
     "features" stands for a bank of features of width `feature_dim`: nothing is left for a backbone to do.
 
     Raises:
-        InputError: no such backbone, or features and pixels are mixed up.
+        InputError: no such backbone, one that does not take its arguments, or features and pixels are mixed up.
         CheckpointError: the weight file is missing, refused or does not fit, or the hub cannot be reached.
     """
     if (config.name == FEATURES) != (feature_dim is not None):
@@ -116,7 +116,10 @@ def make_backbone(config: BackboneConfig, image_size: int, feature_dim: int | No
         raise InputError(
             f"no backbone {config.name!r} in timm {timm.__version__}" + (f"; near: {near}" if near else "")
         )
-    extra: dict[str, Any] = {}
+    taken = sorted(config.arguments.keys() & {"img_size", "num_classes", "pretrained", "checkpoint_path"})
+    if taken:
+        raise InputError(f"backbone.arguments: {taken[0]} follows from the other settings; remove it")
+    extra: dict[str, Any] = dict(config.arguments)
     cfg = timm.get_pretrained_cfg(config.name)
     if cfg is not None and cfg.fixed_input_size:
         extra["img_size"] = image_size
@@ -124,6 +127,10 @@ def make_backbone(config: BackboneConfig, image_size: int, feature_dim: int | No
         backbone: nn.Module = timm.create_model(
             config.name, pretrained=config.weights == "timm", num_classes=0, **extra
         )
+    except (TypeError, ValueError, AssertionError) as error:
+        if not config.arguments:
+            raise
+        raise InputError(f"backbone {config.name!r} cannot be made with {config.arguments}: {error}") from error
     except (OSError, RuntimeError) as error:
         if config.weights != "timm":
             raise

@@ -60,6 +60,7 @@ def shape_of(trainer: Trainer) -> dict[str, Any]:
     config, faces = trainer.config, trainer.data.faces
     shape = {
         "backbone": config.backbone.name,
+        "arguments": config.backbone.arguments or None,  # none in snapshots from before there were any
         "feature_norm": trainer.recipe.feature_norm,
         "image_size": config.image_size,
     }

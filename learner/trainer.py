@@ -337,8 +337,9 @@ class Trainer:
             "classes": list(self.data.view.classes),
             "label_seq": self.data.view.label_seq,
         }
+        saved = {**meta, "config": with_later_settings(meta.get("config", {}))}
         for key, value in expected.items():
-            if meta.get(key) != value:
+            if saved.get(key) != value:
                 raise CheckpointError(f"the checkpoint has another {key} than this run; make a new run folder")
         checkpoint.load_weights(self.raw, checkpoint.unpack("student", tensors), "checkpoint")
         checkpoint.load_weights(self.ema.network, checkpoint.unpack("ema", tensors), "checkpoint (EMA)")
@@ -346,6 +347,17 @@ class Trainer:
         self.load_keepers(tensors)
         self.step, self.round, self.lifetime_start = meta["step"], meta["round"], meta["lifetime_start"]
         self.logs = dict(meta["logs"])
+
+
+def with_later_settings(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Complete a checkpoint's configuration by settings that came after it, at their defaults; None if it is no such.
+
+    So an interrupted run goes on under a version that knows more settings.
+    """
+    try:
+        return RunConfig.parse(config).model_dump(mode="json")
+    except InputError:
+        return None
 
 
 _VIEW_FIELDS = ("target", "allowed", "excluded", "given", "locked")

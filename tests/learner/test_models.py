@@ -85,6 +85,15 @@ def test_backbones_by_name_take_the_image_size(name: str) -> None:
     assert backbone.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, width)
 
 
+def test_a_vision_transformer_of_any_size_and_patch() -> None:
+    small = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    backbone, width = make_backbone(BackboneConfig(name="vit_tiny_patch16_224", arguments=small), 48)
+    assert (width, tuple(backbone(torch.zeros(2, 3, 48, 48)).shape)) == (24, (2, 24))
+    for wrong, message in (({"patches": 8}, "patches"), ({"img_size": 96}, "img_size follows"), ({"num_heads": 7}, "7")):
+        with pytest.raises(InputError, match=message):
+            make_backbone(BackboneConfig(name="vit_tiny_patch16_224", arguments=wrong), 48)
+
+
 def test_an_unknown_backbone_is_an_input_error_that_names_near_ones() -> None:
     with pytest.raises(InputError, match=r"no backbone 'resnet19'.*resnet1"):
         make_backbone(BackboneConfig(name="resnet19"), 48)
