@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import register_model
 from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from learner.config import BackboneConfig, EmaConfig
 from learner.errors import CheckpointError, InputError
 from learner.parts import NetOut, Recipe
 
-HEAD_PREFIXES = ("fc.", "head.", "classifier.", "head_drop.", "module.fc.")
+HEAD_PREFIXES = ("fc.", "head.", "classifier.", "head_drop.", "module.fc.", "decoder", "mask_token")
 FEATURES = "features"
 WRAPPERS = ("module.", "model.", "backbone.", "encoder.", "base.")
 
@@ -167,7 +168,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> None:
-    """Load a backbone's weights from a file, whatever wrapper its keys carry; a classification head is left out.
+    """Load a backbone's weights from a file, whatever wrapper its keys carry; heads and decoders are left out.
+
+    Positions and patches that a ViT learned at another size are resampled, as timm does.
 
     Raises:
         CheckpointError: keys or shapes do not fit; the message lists them.
@@ -180,6 +183,11 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
             stripped = stripped.split(".", 1)[1]
         given[stripped] = tensor
     given = {k: v for k, v in given.items() if k in wanted or not k.startswith(HEAD_PREFIXES)}
+    if isinstance(backbone, VisionTransformer):
+        try:
+            given = checkpoint_filter_fn(given, backbone)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"positions or patches in {path} cannot be resampled: {error}") from error
     missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
     unknown = [k for k in given if k not in wanted]
     misshapen = [

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,14 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from learner import draws
-from learner.errors import InputError
+from learner.config import BackboneConfig
+from learner.errors import CheckpointError, InputError
+from learner.models import load_backbone, make_backbone
 from learner.pretrain.mae import (
     MaeConfig,
     MaskedAutoencoder,
@@ -263,6 +268,34 @@ def test_the_encoder_is_the_vit_on_whole_faces_and_carries_the_names_of_a_backbo
     assert torch.equal(found[:, :, 1, 2], expected[:, 1 + 1 * 4 + 2])
     names = set(objective.network.encoder.state_dict())
     assert {name.removeprefix("backbone.") for name in part.state_dict()} == names
+
+
+def test_a_public_checkpoint_of_another_size_loads_with_its_positions_resampled(tmp_path: Path) -> None:
+    """Files of masked autoencoders name their tensors as timm does, and may hold decoder and mask token."""
+    donor = MaskedAutoencoder(make_vit(32, 8), SMALL)
+    with torch.no_grad():
+        donor.encoder.pos_embed.normal_()
+    public = {k.removeprefix("encoder."): v for k, v in donor.state_dict().items() if not k.startswith("decoder")}
+    public |= {"mask_token": torch.zeros(1, 1, 16), "decoder_embed.weight": torch.zeros(16, 16)}
+    torch.save({"model": public}, tmp_path / "mae.pth")
+    config = BackboneConfig(
+        name="vit_tiny_patch16_224",
+        weights=str(tmp_path / "mae.pth"),
+        arguments={"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    )
+    vit, _ = make_backbone(config, 24)
+    network = MaskedAutoencoder(vit, SMALL, fresh=False)
+    expected = resample_abs_pos_embed(donor.encoder.pos_embed, [6, 6], [4, 4])
+    torch.testing.assert_close(network.encoder.pos_embed, expected)
+    assert not network.encoder.pos_embed.requires_grad
+    assert torch.equal(network.encoder.blocks[1].attn.qkv.weight, donor.encoder.blocks[1].attn.qkv.weight)
+    save_file(donor.state_dict(), tmp_path / "whole.safetensors")
+    load_backbone(make_vit(24, 4), tmp_path / "whole.safetensors")
+    with pytest.raises(CheckpointError, match="misshapen"):
+        load_backbone(make_vit(32, 8, embed_dim=32), tmp_path / "whole.safetensors")
+    save_file(donor.state_dict() | {"encoder.pos_embed": torch.zeros(1, 13, 16)}, tmp_path / "oblong.safetensors")
+    with pytest.raises(CheckpointError, match=r"positions or patches in .* cannot be resampled"):
+        load_backbone(make_vit(32, 8), tmp_path / "oblong.safetensors")
 
 
 def test_view_and_mask_depend_on_seed_step_and_row_alone() -> None:
