@@ -11,34 +11,20 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import register_model
-from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from learner import backbones  # registers its networks with timm
 from learner.config import BackboneConfig, EmaConfig
 from learner.errors import CheckpointError, InputError
 from learner.parts import NetOut, Recipe
 
-HEAD_PREFIXES = ("fc.", "head.", "classifier.", "head_drop.", "module.fc.", "decoder", "mask_token")
+HEAD_PREFIXES = ("fc.", "head.", "classifier.", "head_drop.", "module.fc.", "decoder", "mask_token", "projection.")
 FEATURES = "features"
-WRAPPERS = ("module.", "model.", "backbone.", "encoder.", "base.")
-
-
-@register_model
-def resnet10_small(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Build a four-block ResNet for small faces on a CPU: 3×3 stem of stride 2, no max-pool, 1.2 M weights."""
-    if pretrained:
-        raise InputError("resnet10_small has no published weights; give a file or leave weights out")
-    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(key, None)
-    block: Any = BasicBlock
-    model: Any = ResNet(block, (1, 1, 1, 1), channels=(32, 64, 128, 256), stem_width=16, stem_type="deep", **kwargs)
-    model.conv1 = nn.Conv2d(kwargs.get("in_chans", 3), 32, 3, stride=2, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return cast(ResNet, model)
+WRAPPERS = ("module.", "model.", "backbone.", "encoder.", "base.", "body.")
+SHIPPED = "shipped"
+SHIPPED_FILE = Path(__file__).parent / "pretrain" / "shipped" / "encoder.safetensors"
 
 
 class Network(nn.Module):
@@ -136,7 +122,11 @@ def make_backbone(config: BackboneConfig, image_size: int, feature_dim: int | No
         if config.weights != "timm":
             raise
         raise CheckpointError(f"cannot get weights of {config.name} from timm's hub: {error}; give a file") from error
-    if config.weights not in (None, "timm"):
+    if config.weights == SHIPPED:
+        if config.name != backbones.SHIPPED_NET:
+            raise InputError(f"the shipped weights fit {backbones.SHIPPED_NET} only, not {config.name}")
+        load_backbone(backbone, SHIPPED_FILE)
+    elif config.weights not in (None, "timm"):
         load_backbone(backbone, Path(str(config.weights)))
     return backbone, int(backbone.num_features)  # type: ignore[arg-type]
 
