@@ -42,6 +42,7 @@ _GROUPS = ("Identity", *PIXELWISE, *SLIDES, *TURNS)  # images are sorted so: one
 _KERNEL = dict.fromkeys(SLIDES, "slide") | dict.fromkeys(TURNS, "turn")
 _LIMITS = np.array([RANGES.get(name, (0.0, 0.0)) for name in _GROUPS]).T
 _WEAK_DRAWS = 4
+ASPECTS = (3 / 4, 4 / 3)  # of a random resized crop
 _PART_BYTES = 1 << 19  # of uint8 that a CPU works on at a time, so that its float copy stays near
 
 
@@ -87,7 +88,7 @@ class Augmenter:
             yield slice(start, min(start + size, count))
 
     def weak(self, x: Tensor, rows: Rows, step: int | Rows, view: str = "w") -> Tensor:
-        """Pad and crop with the configured probability, flip with the configured probability; normalised float32."""
+        """Crop as configured, flip with the configured probability; normalised float32."""
         return self.normalise(self.weak_pixels(x, rows, step, view))
 
     def strong(self, x: Tensor, rows: Rows, step: int | Rows, view: str = "s") -> Tensor:
@@ -98,12 +99,10 @@ class Augmenter:
         """Do the weak chain on uint8 (B,3,H,W) and return uint8 of the same shape and layout in memory."""
         if not len(rows):
             return x
-        draw = draws.uniform(self.seed, step, rows, PURPOSES[view], _WEAK_DRAWS)
-        pad, base = self.padding, np.arange(self.size)
-        shift = np.floor(draw[:, 1:3] * (2 * pad + 1)).astype(np.int64) - pad
-        shift[draw[:, 0] >= self.config.crop_probability] = 0
-        flipped = draw[:, 3] < self.config.flip_probability
-        down = base + shift[:, :1]
+        if self.config.crop_area < 1:
+            return operations.zoom(x, *self.windows(rows, step, view))
+        shift, flipped = self._shifted(rows, step, view)
+        down = np.arange(self.size) + shift[:, :1]
         across = np.broadcast_to(np.where(flipped, -shift[:, 1], shift[:, 1])[:, None], down.shape)
         mirrored = self._send(np.flatnonzero(flipped))
         # A crop of a face and one of its mirror are both runs of a row in memory: one copy per row does the rest.
@@ -116,6 +115,30 @@ class Augmenter:
         both = torch.cat([faces, faces.index_select(0, mirrored).flip(2)])
         lines = operations.slide(both.flatten(2), down, across, source, unit=3)
         return lines.view(faces.shape).permute(0, 3, 1, 2)
+
+    def _shifted(self, rows: Rows, step: int | Rows, view: str) -> tuple[Rows, NDArray[np.bool_]]:
+        """Draw by how many pixels (B,2) down and across a padded crop starts, and which views (B,) are mirrored."""
+        draw = draws.uniform(self.seed, step, rows, PURPOSES[view], _WEAK_DRAWS)
+        shift = np.floor(draw[:, 1:3] * (2 * self.padding + 1)).astype(np.int64) - self.padding
+        shift[draw[:, 0] >= self.config.crop_probability] = 0
+        return shift, draw[:, 3] < self.config.flip_probability
+
+    def windows(self, rows: Rows, step: int | Rows, view: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Say which part of each face a view shows: left, top, width, height (B,4) in shares; mirrored (B,).
+
+        These are the draws of the weak chain, so what lies in a face moves with them exactly as its pixels do; the
+        operations of a strong view are left out.
+        """
+        shift, mirrored = self._shifted(rows, step, view)
+        if self.config.crop_area == 1:
+            whole = np.ones((len(rows), 2))
+            return np.concatenate([shift[:, ::-1] / self.size, whole], axis=1).astype(np.float32), mirrored
+        draw = draws.uniform(self.seed, step, rows, PURPOSES[view] + 32, 4).astype(np.float64)
+        area = self.config.crop_area + draw[:, 0] * (1 - self.config.crop_area)
+        low, high = np.log(np.maximum(ASPECTS[0], area)), np.log(np.minimum(ASPECTS[1], 1 / area))
+        aspect = np.exp(low + draw[:, 1] * (high - low))  # among those that fit
+        sides = np.sqrt(np.stack([area * aspect, area / aspect], axis=1))
+        return np.concatenate([draw[:, 2:] * (1 - sides), sides], axis=1).astype(np.float32), mirrored
 
     def strong_pixels(self, x: Tensor, rows: Rows, step: int | Rows, view: str) -> Tensor:
         """Draw and apply the operations and the cut-out on uint8 (B,3,H,W); return contiguous uint8."""

@@ -281,6 +281,10 @@ class BankSource:
         """Return one view of rows (B,) at lifetime steps (B,) as (B,d) float32."""
         return self._send(self.bank.gather(rows, self.choose(name, rows, steps)))
 
+    def boxes(self, name: str, rows: Rows, step: int | Rows) -> None:
+        """Know no face boxes: a feature has no place in an image."""
+        return
+
     def choose(self, name: str, rows: Rows, steps: Rows) -> Rows:
         """Return which view (B,) of the bank is drawn: 0 clean, then weak, then strong."""
         weak, strong = self.bank.weak, self.bank.strong

@@ -40,9 +40,9 @@ class _Part(BaseModel):
 class BackboneConfig(_Part):
     """Which network sees the face, and where its first weights come from."""
 
-    name: str = Field("resnet18", description="a timm model, or resnet10_small")
+    name: str = Field("resnet18", description="a timm model, resnet10_grid or resnet10_small")
     weights: str | None = Field(
-        None, description="path of a safetensors or weights_only file, 'timm', or null for none"
+        None, description="path of a safetensors or weights_only file, 'shipped', 'timm', or null for none"
     )
     arguments: dict[str, Any] = Field(
         default_factory=dict,
@@ -59,6 +59,12 @@ class AugmentConfig(_Part):
     crop_probability: float = Field(0.5, ge=0, le=1)
     crop_padding: float = Field(
         8 / 224, ge=0, le=0.5, description="zero padding before the crop, as a share of the side"
+    )
+    crop_area: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="smallest area of a random resized crop, which then takes the place of the padded one; 1 for none",
     )
     flip_probability: float = Field(0.5, ge=0, le=1)
     operations: tuple[Operation, ...] = Field(OPERATIONS, description="what the strong view draws from")

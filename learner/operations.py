@@ -162,6 +162,27 @@ def turn(x: Tensor, matrices: Whole) -> Tensor:
     return padded.gather(2, index.expand(-1, channels, -1)).view(x.shape)
 
 
+def zoom(x: Tensor, windows: NDArray[np.float32], mirrored: NDArray[np.bool_]) -> Tensor:
+    """Scale windows of (B,3,s,s) uint8 up to the whole image: bicubic, in uint8 again.
+
+    windows (B,4): left, top, width, height in shares of the side, inside the image; mirrored (B,): flipped as well.
+    """
+    side = x.shape[-1]
+    centre = (np.arange(side, dtype=np.float32) + 0.5) / side
+    left, top, width, height = windows[:, :, None].transpose(1, 0, 2)
+    across = 2 * (left + width * np.where(mirrored[:, None], 1 - centre, centre)) - 1
+    down = 2 * (top + height * centre) - 1
+    grid = torch.stack(
+        [
+            send(across, x.device)[:, None, :].expand(-1, side, -1),
+            send(down, x.device)[:, :, None].expand(-1, -1, side),
+        ],
+        dim=3,
+    )
+    out = F.grid_sample(x.float(), grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return out.round_().clamp_(0, 255).to(torch.uint8)
+
+
 def slid_rows(names: Names, magnitude: Magnitude, size: int) -> tuple[Whole, Whole]:
     """Return what `slide` needs for ShearX (about the first row), TranslateX and TranslateY (shares of the side)."""
     base = np.arange(size)

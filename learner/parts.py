@@ -5,7 +5,7 @@ No method inherits from another: a method is a `Recipe`, which is data. Each par
 One step, in this order (`learner.trainer`):
 
 0. surveys that keepers ask for;
-1. forward of every view in `Recipe.views`, with gradient only where a loss term says so;
+1. the mixer, then forward of every view in `Recipe.views`, with gradient only where a loss term says so;
 2. the scorer reads every weak view and the labeled one; several weak views are averaged in probability space;
 3. `Keeper.before_target`, then the targeter makes the `Target`, then `Keeper.before_loss`;
 4. the weighted losses, backward, optimiser step, EMA step;
@@ -19,9 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from learner.facemix import Mix
 from learner.state import SampleTable, visits_in_order
 
 
@@ -35,6 +38,8 @@ class Batch:
     (B_l,K) bool, people's "not these"; given (B_l,) int64, the single class a person gave or -1; locked (B_l,) bool,
     adjudicated.
     unlabeled_rows (B_u,) int64; views: "w" weak, "s" strong (and "w2", "s2" where asked), each (B_u,3,H,W).
+    boxes (B_l,4): where the faces lie in the labeled view, left, top, right, bottom in shares of the side; None where
+    no boxes are known or no mixer asks. mix: the labeled images mixed in pairs, where the recipe has a mixer.
     visits, unlabeled_visits: the positions of the rows, in groups without a repeated row; found where they
     are missing, at the price of a wait for the device.
     """
@@ -48,6 +53,8 @@ class Batch:
     locked: Tensor
     unlabeled_rows: Tensor
     views: dict[str, Tensor]
+    boxes: Tensor | None = None
+    mix: Mix | None = None
     visits: Sequence[Tensor] | None = None
     unlabeled_visits: Sequence[Tensor] | None = None
 
@@ -161,13 +168,30 @@ class StepContext:
     """Everything a part may read in one step; `signals` is where parts leave per-row columns."""
 
     batch: Batch
-    outs: dict[str, NetOut]  # "l", "w", "s", …
+    outs: dict[str, NetOut]  # "l", "m" (mixed), "w", "s", …
     scores: dict[str, Scores]  # "l" and "w"
     clock: Clock
     num_classes: int
     labeled: LabeledTarget
     target: Target | None = None
     logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Mixer(Protocol):
+    """Makes mixed images of the labeled ones, which the network reads as view "m"."""
+
+    @property
+    def needs_real(self) -> bool:
+        """Whether a loss reads the labeled images as they were before mixing, too."""
+        ...
+
+    def start_run(self, boxes: NDArray[np.float32] | None) -> str | None:
+        """Take note of the face boxes (L,4) of the labeled images; return what a person should know, if anything."""
+        ...
+
+    def __call__(self, batch: Batch, seed: int) -> Mix:
+        """Mix the labeled images of a step, without changing them; what is drawn depends on the seed alone."""
+        ...
 
 
 class Scorer(Protocol):
@@ -346,6 +370,7 @@ class Recipe:
     losses: Sequence[tuple[LossTerm, float]]
     scorer: Scorer
     targeter: Targeter | None = None
+    mixer: Mixer | None = None
     keepers: Sequence[Keeper] = ()
     tables: Sequence[SampleTable] = ()
     feature_norm: str = "none"  # none | l2
@@ -364,6 +389,13 @@ class Recipe:
         """The unlabeled views that the parts need."""
         needed = {v for term, _ in self.losses for v in term.views}
         return frozenset(needed | ({"w"} if self.targeter is not None else set()))
+
+    @property
+    def labeled_views(self) -> frozenset[str]:
+        """The forms of the labeled images that are read: "l" as they are, "m" mixed."""
+        mixed = frozenset({"m"} if self.mixer is not None else ())
+        real = self.mixer is None or self.mixer.needs_real or len(self.losses) > 1 or bool(self.keepers)
+        return mixed | {"l"} if real else mixed
 
     @property
     def grad_views(self) -> frozenset[str]:

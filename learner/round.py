@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ import torch
 
 from learner import checkpoint, snapshot
 from learner.bank import FeatureBank
+from learner.boxes import load_boxes
 from learner.config import RunConfig, write_json
 from learner.data import PixelCache, Rows, load_view
 from learner.errors import InputError, LearnerError
@@ -50,6 +52,7 @@ class RunFiles:
     data: TrainingData
     everything: Rows
     previous: Path | None
+    from_average: bool
     truth: dict[str, Any] | None
     known: dict[str, Any] | None = None
 
@@ -57,7 +60,9 @@ class RunFiles:
     def read(cls, folder: Path) -> "RunFiles":
         """Read `config.json`, `view.npz`, `unlabeled.npy`, `all.npy`, `pool.json`; perhaps `eval.npz`, `known.npz`.
 
-        `pool.json` names a pixel cache, or a feature bank, of whose rows without views nothing is learned.
+        `boxes.npy` may say where the faces lie in the cached images (`learner.boxes`); it is not read with a bank.
+        `pool.json` names a pixel cache, or a feature bank, of whose rows without views nothing is learned; perhaps the
+        snapshot that the round goes on from (`previous`), and whether from its averaged weights (`from_average`).
 
         Raises:
             InputError: a file is missing or contradicts another.
@@ -82,8 +87,12 @@ class RunFiles:
             features.check(view.rows.numpy())
             training = TrainingData(features, view, features.trainable(unlabeled))
         else:
-            training = TrainingData(PixelCache(cache, config.image_size), view, unlabeled)
-        return cls(folder, config, training, everything, Path(previous) if previous else None, truth, known)
+            boxes = load_boxes(folder / "boxes.npy")
+            training = TrainingData(PixelCache(cache, config.image_size), view, unlabeled, boxes)
+        from_average = bool(pool.get("from_average"))
+        return cls(
+            folder, config, training, everything, Path(previous) if previous else None, from_average, truth, known
+        )
 
 
 def _read_truth(path: Path) -> dict[str, Any] | None:
@@ -100,6 +109,7 @@ class Reporter:
         self._path = folder / "progress.json"
         self._steps = steps
         self._listen = listen
+        self.notes: list[str] = []  # what a person should know about the run
         self._last = 0.0
 
     def __call__(
@@ -111,6 +121,8 @@ class Reporter:
         self._last = time.monotonic()
         report: dict[str, Any] = {"state": state, "step": step, "steps": self._steps, "progress": round(progress, 4)}
         report |= {"eta_s": None if eta_s is None else round(eta_s, 1), "logs": logs}
+        if self.notes:
+            report["notes"] = self.notes
         write_json(self._path, report)
         if self._listen is not None:
             self._listen(report)
@@ -163,6 +175,9 @@ def run_round(
         with stop_requests() as asked:
             round_ = Round(files, report, asked)
             round_.trainer.observers.extend(observers)
+            report.notes = round_.trainer.notes
+            for note in report.notes:
+                sys.stderr.write(f"note: {note}\n")
             round_.train()
             round_.publish()
     except StoppedError:
@@ -200,7 +215,7 @@ class Round:
         """Warm start and apply the events; the first checkpoint makes both count exactly once."""
         self.checkpoint.parent.mkdir(exist_ok=True)
         if self.files.previous is not None:
-            snapshot.warm_start(self.trainer, self.files.previous)
+            snapshot.warm_start(self.trainer, self.files.previous, self.files.from_average)
         else:
             snapshot.begin(self.trainer)
         self.save()
@@ -301,6 +316,7 @@ class Round:
                 "per_class": counts,
             },
             "logs": trainer.logs,
+            "notes": trainer.notes,
         }
         for keeper in trainer.recipe.keepers:
             if isinstance(keeper, ComplementBank):

@@ -142,25 +142,29 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def warm_start(trainer: Trainer, folder: Path) -> None:
+def warm_start(trainer: Trainer, folder: Path, from_average: bool = False) -> None:
     """Continue from the previous round's snapshot: weights, average, keepers, then the events since.
 
     Another backbone, feature form or image size starts the network and everything learned anew; another method keeps
     the backbone and the head and starts its own state, told of every label as new, and so does a keeper that the same
     method did not have then, under other options. Adapters and parts go on where they fit; keepers are told where other
-    adapters than before make the features.
+    adapters than before make the features. from_average: the student starts from the averaged weights too, as a stage
+    that follows a finished one does.
 
     Raises:
-        CheckpointError: the snapshot is incomplete or does not fit.
+        CheckpointError: the snapshot is incomplete or does not fit; with from_average, it is of another network.
     """
     meta = read_meta(folder)
-    if any(meta.get(key) != value for key, value in shape_of(trainer).items()):
+    other = [key for key, value in shape_of(trainer).items() if meta.get(key) != value]
+    if other and from_average:
+        raise CheckpointError(f"{folder} has another {', '.join(other)} than the run that shall start from its weights")
+    if other:
         begin(trainer)
         return
     old, new = list(meta["classes"]), list(trainer.data.view.classes)
     tensors, _ = checkpoint.load(folder / "state.safetensors")
     averaged = follow(trainer.raw, read_weights(folder / "model.safetensors"), old, new)
-    student = follow(trainer.raw, checkpoint.unpack("student", tensors), old, new)
+    student = averaged if from_average else follow(trainer.raw, checkpoint.unpack("student", tensors), old, new)
     checkpoint.load_weights(trainer.ema.network, averaged, str(folder))
     checkpoint.load_weights(trainer.raw, student, str(folder))
     trainer.round, trainer.lifetime_start = int(meta["round"]) + 1, int(meta["lifetime_step"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from learner.augment import Augmenter
 from learner.bank import BankSource, FeatureBank
+from learner.boxes import Boxes, into_window, of_rows
 from learner.config import RunConfig
 from learner.data import Balanced, Cycle, PixelCache, Rows
 
@@ -27,12 +28,16 @@ class Source(Protocol):
         """Return one view ("l", "w", "w2", "s", "s2") of rows (B,) at lifetime steps (B,)."""
         ...
 
+    def boxes(self, name: str, rows: Rows, step: int | Rows) -> Boxes | None:
+        """Return where the faces lie in that view, (B,4) with NaN where not known; None without any boxes."""
+        ...
+
 
 class PixelSource:
-    """Views of faces from the pixel cache."""
+    """Views of faces from the pixel cache; `boxes` are the faces' places in it by row, where they are known."""
 
-    def __init__(self, cache: PixelCache, augmenter: Augmenter) -> None:
-        self.cache, self.augmenter = cache, augmenter
+    def __init__(self, cache: PixelCache, augmenter: Augmenter, boxes: Boxes | None = None) -> None:
+        self.cache, self.augmenter, self._boxes = cache, augmenter, boxes
 
     def clean(self, rows: Rows) -> Tensor:
         """Return normalised faces (B,3,H,W), channels last."""
@@ -42,6 +47,12 @@ class PixelSource:
         """Return a weak or strong view (B,3,H,W), channels last."""
         make = self.augmenter.strong if name.startswith("s") else self.augmenter.weak
         return make(self.augmenter.upload(self.cache.gather(rows)), rows, steps, name)
+
+    def boxes(self, name: str, rows: Rows, step: int | Rows) -> Boxes | None:
+        """Return boxes (B,4) moved as the view's pixels are."""
+        if self._boxes is None:
+            return None
+        return into_window(of_rows(self._boxes, rows), *self.augmenter.windows(rows, step, name))
 
 
 class Ahead:
@@ -85,8 +96,10 @@ class Ahead:
         return made
 
 
-def make_source(faces: PixelCache | FeatureBank, config: RunConfig, device: torch.device) -> Source:
+def make_source(
+    faces: PixelCache | FeatureBank, config: RunConfig, device: torch.device, boxes: Boxes | None = None
+) -> Source:
     """Make the source of a run for its device."""
     if isinstance(faces, FeatureBank):
         return BankSource(faces, config.seed, device)
-    return PixelSource(faces, Augmenter(config.augment, config.image_size, config.seed, device))
+    return PixelSource(faces, Augmenter(config.augment, config.image_size, config.seed, device), boxes)

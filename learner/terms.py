@@ -45,12 +45,17 @@ class SupervisedCE:
     @staticmethod
     def per_sample(ctx: StepContext) -> Tensor:
         """Return the unweighted losses (B_l,)."""
+        return SupervisedCE.on(ctx.outs["l"].z, ctx)
+
+    @staticmethod
+    def on(z: Tensor, ctx: StepContext, who: Tensor | slice = slice(None)) -> Tensor:
+        """Return the losses (B,) of logits (B,K) against the answers about the labeled images at positions `who`."""
         batch: Batch = ctx.batch
-        z, soft = ctx.outs["l"].z, ctx.labeled.soft
-        excluded = batch.excluded & ~(soft > 0.5)  # a class that is trained as the answer is not trained away as well
-        candidates = batch.allowed & ~batch.excluded
-        bare = (batch.given < 0) & batch.excluded.any(dim=1) & (batch.allowed | batch.excluded).all(dim=1)
-        untouched = is_partial(soft, batch.allowed, batch.given) | is_partial(soft, candidates, batch.given)
+        soft, given, allowed = ctx.labeled.soft[who], batch.given[who], batch.allowed[who]
+        excluded = batch.excluded[who] & ~(soft > 0.5)  # a class that is trained as the answer is not trained away
+        candidates = allowed & ~batch.excluded[who]
+        bare = (given < 0) & batch.excluded[who].any(dim=1) & (allowed | batch.excluded[who]).all(dim=1)
+        untouched = is_partial(soft, allowed, given) | is_partial(soft, candidates, given)
         cost = torch.where(untouched, losses.partial_label(z, candidates), losses.soft_cross_entropy(z, soft)) * (
             ~(bare & untouched)
         ).to(torch.float32)

@@ -6,17 +6,19 @@ a run is its weights, moments and keepers; on a CPU a resumed run equals an unin
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner import checkpoint, draws
 from learner.bank import FeatureBank
+from learner.batches import frozen_statistics, join, sample, seed_noise, split, visits
+from learner.boxes import Boxes, in_view, of_rows
 from learner.config import RunConfig
 from learner.data import Balanced, Cycle, PixelCache
 from learner.device import make_fabric
@@ -28,16 +30,18 @@ from learner.sources import Ahead, make_source
 from learner.transfer import send
 
 Rows = NDArray[np.int64]
+MIXING = 6  # what a seed is drawn for
 POOL_SAMPLE, LABEL_SAMPLE = 1024, 2048  # rows that are read at the start of a round
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What a run learns from: faces by row, people's answers, and the rows without answers."""
+    """What a run learns from: faces by row, people's answers, the rows without answers, face boxes where known."""
 
     faces: PixelCache | FeatureBank
     view: LabelView
     unlabeled: Rows
+    boxes: Boxes | None = None
 
 
 class Trainer:
@@ -60,9 +64,10 @@ class Trainer:
         self.ema = Ema(network, config.ema)
         if config.compile:
             network.compile()  # in place: its weights keep their names
-        self.source = make_source(data.faces, config, self.fabric.device)
+        self.source = make_source(data.faces, config, self.fabric.device, data.boxes)
         self.labeled, self.unlabeled = self._samplers()
         self.ahead = Ahead(self.source, {"l": self.labeled} | dict.fromkeys(sorted(recipe.views), self.unlabeled))
+        self.notes = self._start_mixer()
         self.observers: list[Callable[[Trainer, StepContext], None]] = []
         self._view = {k: getattr(data.view, k).to(self.fabric.device) for k in _VIEW_FIELDS}
         self._view_rows = data.view.rows.numpy()
@@ -84,6 +89,14 @@ class Trainer:
         # With every face answered, the answered ones serve as unlabeled images, their answers hidden from that half.
         pool = self.data.unlabeled if len(self.data.unlabeled) else rows
         return labeled, Cycle(pool, config.unlabeled_batch, config.seed, 2)
+
+    def _start_mixer(self) -> list[str]:
+        """Show the mixer the labeled faces' boxes; return what a person should know."""
+        if self.recipe.mixer is None:
+            return []
+        boxes = None if self.data.boxes is None else of_rows(self.data.boxes, self.data.view.rows.numpy())
+        note = self.recipe.mixer.start_run(boxes)
+        return [] if note is None else [note]
 
     @property
     def lifetime_step(self) -> int:
@@ -157,15 +170,21 @@ class Trainer:
         views = self.ahead.at(step, self.lifetime_start + self.config.steps)
         place = self.fabric.device
         where = send(np.searchsorted(self._view_rows, rows), place)
-        return Batch(
+        mixer = self.recipe.mixer
+        boxes = None if mixer is None else self.source.boxes("l", rows, step)
+        batch = Batch(
             rows=send(rows, place),
             x=views.pop("l"),
             unlabeled_rows=send(unlabeled, place),
             views=views,
+            boxes=None if boxes is None else send(in_view(boxes), place),
             visits=[send(turn, place) for turn in visits(rows)],
             unlabeled_visits=[send(turn, place) for turn in visits(unlabeled)],
             **{name: column[where] for name, column in self._view.items()},
         )
+        if mixer is not None:
+            batch.mix = mixer(batch, draws.key(self.config.seed, step, MIXING))
+        return batch
 
     def _forward(self, batch: Batch) -> dict[str, NetOut]:
         """Run the student on every view, but on the weak ones only where they are trained or it reads them itself."""
@@ -178,9 +197,15 @@ class Trainer:
         if not self.raw.training:  # walking the modules costs as much as a small layer
             self.network.train()
         frozen = recipe.batchnorm == "freeze"
+        labeled = {"l": batch.x} if "l" in recipe.labeled_views else {}
+        if batch.mix is not None:
+            labeled["m"] = batch.mix.x
         if recipe.forward_mode == "concat" and not frozen:
-            return self._together({"l": batch.x} | unlabeled)
-        outs = {"l": run(self.network, batch.x)}
+            return self._together(labeled | unlabeled)
+        if recipe.forward_mode == "concat":
+            outs = self._together(labeled)
+        else:
+            outs = {name: run(self.network, x) for name, x in labeled.items()}
         with frozen_statistics(self.raw) if frozen else nullcontext():
             if recipe.forward_mode == "concat":
                 return outs | (self._together(unlabeled) if unlabeled else {})
@@ -209,7 +234,7 @@ class Trainer:
                 read |= split(self._evaluate(join(list(inputs.values()))), sizes)
             for name in weak:
                 outs.setdefault(name, read[name])
-        scores = {"l": self._read(read["l"])}
+        scores = {"l": self._read(read["l"])} if "l" in read else {}
         if weak:
             scores["w"] = Scores.mean([self._read(read[name]) for name in weak])
         return scores
@@ -361,58 +386,3 @@ def with_later_settings(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 _VIEW_FIELDS = ("target", "allowed", "excluded", "given", "locked")
-
-
-@contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics where they are; batches are still normalised by their own."""
-    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, before, strict=True):
-            layer.momentum = momentum
-
-
-def seed_noise(seed: int, device: torch.device) -> None:
-    """Seed what dropout and gates draw from, on this device alone.
-
-    `torch.manual_seed` also files a call, with its whole stack, for every kind of device that has not been started: in
-    every step, for good.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        getattr(torch, device.type).manual_seed(seed)
-
-
-def join(parts: list[Tensor]) -> Tensor:
-    """Put batches of images (channels last) or of features together."""
-    if len(parts) == 1:
-        return parts[0]
-    joined = torch.cat(parts)
-    return joined.contiguous(memory_format=torch.channels_last) if joined.dim() == 4 else joined
-
-
-def visits(rows: Rows) -> list[Rows]:
-    """Split the positions of rows (B,) into groups without a repeated row, as `state.visits_in_order` does."""
-    numbers = draws.copies(rows)
-    return [np.flatnonzero(numbers == turn) for turn in range(int(numbers.max(initial=-1)) + 1)]
-
-
-def sample(rows: Rows, most: int, rng: np.random.Generator) -> Rows:
-    """Draw at most so many rows without replacement, ascending."""
-    return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
-
-
-def split(out: NetOut, sizes: dict[str, int]) -> dict[str, NetOut]:
-    """Take a joint output apart by view."""
-    parts: dict[str, NetOut] = {}
-    start = 0
-    for name, size in sizes.items():
-        cut = slice(start, start + size)
-        parts[name] = NetOut(out.f_raw[cut], out.f[cut], out.z[cut], {n: v[cut] for n, v in out.aux.items()})
-        start += size
-    return parts

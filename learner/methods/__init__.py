@@ -15,6 +15,8 @@ from learner.methods.adacm import AdaCMOptions, adacm
 from learner.methods.adamatch import AdaMatchOptions, adamatch
 from learner.methods.calibrated import with_calibration
 from learner.methods.eaf import EafOptions, with_eaf
+from learner.methods.ema_teacher import EmaTeacherOptions, ema_teacher
+from learner.methods.facemix import MIXUP, FaceMixOptions, facemix
 from learner.methods.fixmatch import FixMatchOptions, fixmatch
 from learner.methods.flexmatch import FlexMatchOptions, flexmatch
 from learner.methods.freematch import FreeMatchOptions, freematch
@@ -46,6 +48,8 @@ HOSTS: dict[str, Host] = {
     "pi": (PiOptions, pi),
     "pseudo_label": (PseudoLabelOptions, pseudo_label),
     "mean_teacher": (MeanTeacherOptions, mean_teacher),
+    "ema_teacher": (EmaTeacherOptions, ema_teacher),
+    "facemix": (FaceMixOptions, facemix),
     "leaf": (LeafOptions, leaf),
     "lion": (LionOptions, lion),
 }
@@ -77,6 +81,9 @@ PRESETS: dict[str, Preset] = {
     "pi": Preset("pi"),
     "pseudo_label": Preset("pseudo_label"),
     "mean_teacher": Preset("mean_teacher"),
+    "ema_teacher": Preset("ema_teacher"),  # SSFER's third stage
+    "facemix": Preset("facemix"),  # SSFER's second stage
+    "mixup": Preset("facemix", MIXUP),
     "eaf+fixmatch": Preset("eaf+fixmatch"),
     "eaf+flexmatch": Preset("eaf+flexmatch"),
     "leaf": Preset("leaf"),

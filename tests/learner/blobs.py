@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from learner import draws
 from learner.models import Network, run
 from learner.parts import Batch, Clock, LabeledTarget, LabelView, NetOut, Recipe, Scores, StepContext, Survey
 
@@ -54,10 +55,18 @@ def single_labels(y: Tensor, num_classes: int) -> dict[str, Tensor]:
     }
 
 
+def boxes(size: int, draw: torch.Generator) -> Tensor:
+    """Faces (size,4) of half the image's side and more, anywhere in it."""
+    low = torch.rand(size, 2, generator=draw) / 2
+    return torch.cat([low, low + 0.5], dim=1)
+
+
 def make_context(recipe: Recipe, outs: dict[str, NetOut], batch: Batch, clock: Clock, num_classes: int) -> StepContext:
-    """Steps 2 and 3 of a training step: scores, keepers, targets."""
+    """Steps 2 and 3 of a training step: scores, keepers, targets; the mix, where the batch has none yet."""
+    if recipe.mixer is not None and batch.mix is None:
+        batch.mix = recipe.mixer(batch, clock.lifetime_step)
     with torch.no_grad():
-        scores = {"l": recipe.scorer(outs["l"])}
+        scores = {"l": recipe.scorer(outs["l"])} if "l" in outs else {}
         weak = sorted(name for name in outs if name.startswith("w"))
         if weak:
             scores["w"] = Scores.mean([recipe.scorer(outs[name]) for name in weak])
@@ -95,6 +104,7 @@ class Session:
             rows=rows,
             x=seen(rows, 0.05),
             unlabeled_rows=pool,
+            boxes=boxes(len(rows), torch.Generator().manual_seed(step)),
             views={name: seen(pool, 0.05 if name.startswith("w") else 0.25) for name in ("w", "s", "w2", "s2")},
             **single_labels(blobs.y[rows], blobs.num_classes),
         )
@@ -130,7 +140,10 @@ class Session:
         self.survey(clock)
         self.network.train()
         torch.manual_seed(self.seed + self.done)
-        outs = {"l": run(self.network, batch.x)}
+        outs = {"l": run(self.network, batch.x)} if "l" in self.recipe.labeled_views else {}
+        if self.recipe.mixer is not None:
+            batch.mix = self.recipe.mixer(batch, draws.key(self.seed, self.done))
+            outs["m"] = run(self.network, batch.mix.x)
         outs |= {v: run(self.network, batch.views[v]) for v in sorted(self.recipe.views)}
         ctx = make_context(self.recipe, outs, batch, clock, self.blobs.num_classes)
         loss = sum((weight * term(ctx) for term, weight in self.recipe.losses), torch.zeros(()))

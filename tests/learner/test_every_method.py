@@ -17,6 +17,7 @@ from tests.learner.test_method_contract import LATE, keeper_states, outputs, qui
 
 PRESETS = {
     *("supervised", "pi", "pseudo_label", "mean_teacher", "fixmatch", "flexmatch", "adacm", "freematch", "softmatch"),
+    *("facemix", "ema_teacher"),
     *("adamatch", "eaf+fixmatch", "eaf+flexmatch", "leaf", "leaf_official", "lion", "lion_annotation"),
     *("remop+fixmatch", "remop+flexmatch", "remop+adacm", "remop_official", "lion+remop", "loop"),
 }
@@ -29,6 +30,7 @@ ALONE: dict[str, dict[str, Any]] = {  # options under which nothing but people's
     "pi": {"lambda_u": 0.0},
     "pseudo_label": {"lambda_u": 0.0},
     "mean_teacher": {"lambda_u": 0.0},
+    "ema_teacher": {"lambda_u": 0.0},
     "adacm": {"weights": {"supervised": 1.0, "consistency": 0.0, "contrast": 0.0}},
     "leaf": {"lambda_u": 0.0, "semantic": False, "instance": "none"},
     "lion": {"weights": {"reliable": 0.0, "negative": 0.0, "consistency": 0.0}, "warmup_share": 1.0},
@@ -37,7 +39,7 @@ ALONE: dict[str, dict[str, Any]] = {  # options under which nothing but people's
 
 def test_every_preset_of_the_specification_is_there() -> None:
     assert set(available()) >= PRESETS
-    assert ALONE.keys() | {"supervised"} == HOSTS.keys()
+    assert ALONE.keys() | {"supervised", "facemix"} == HOSTS.keys()  # FaceMix always mixes
 
 
 @pytest.mark.parametrize("host", ALONE)
@@ -164,7 +166,7 @@ AT_ONCE = ("lion_paper", "lion_official")  # w starts at p: a first doubtful vis
 def partial_batch(turn: int) -> tuple[Batch, dict[str, Tensor]]:
     """One image of every kind of answer; the model is sure of class 4 for all of them, which each answer rules out."""
     batch, logits = random_step(5, 5, turn, 3.0)
-    logits["l"] = torch.tensor([0.0, 0.1, 0.2, 0.3, 6.0]).repeat(5, 1)
+    logits["l"], logits["m"] = (torch.tensor([0.0, 0.1, 0.2, 0.3, 6.0]).repeat(5, 1) for _ in range(2))
     fields = {name: torch.tensor(value) for name, value in PARTIAL.items()}
     given = torch.tensor([0, -1, -1, -1, 3])
     locked = torch.arange(5) == LOCKED
@@ -178,7 +180,7 @@ def test_every_kind_of_answer_trains_and_none_is_overruled(name: str) -> None:
     for turn in range(40):
         batch, logits = partial_batch(turn)
         before = {key: getattr(batch, key).clone() for key in ("target", "allowed", "excluded", "given", "locked")}
-        z = logits["l"].requires_grad_()
+        z = logits["l" if "l" in recipe.labeled_views else "m"].requires_grad_()
         ctx = make_context(recipe, outputs(recipe, logits), batch, LATE, 5)
         torch.stack([weight * term(ctx) for term, weight in recipe.losses]).sum().backward()
         for keeper in recipe.keepers:

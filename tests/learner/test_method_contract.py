@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from learner.facemix import Mix
 from learner.methods import available, build
 from learner.models import run
 from learner.parts import Batch, Clock, NetOut, Recipe, StepContext
 from learner.state import permute_classes
-from tests.learner.blobs import FEATURE_DIM, Blobs, Session, make_blobs, make_context, single_labels
+from tests.learner.blobs import FEATURE_DIM, Blobs, Session, boxes, make_blobs, make_context, single_labels
 
 LATE = Clock(lifetime_step=9000, round=2, step=900, steps=1000)
 # Small grace and warm-up, so that short runs reach every branch.
@@ -34,7 +35,7 @@ def quick(name: str, num_classes: int = 4, feature_dim: int = FEATURE_DIM) -> Re
 # Raw cosines of non-negative features are near 1 for every class, so the printed rule relabels hard samples wrongly:
 # .73 to .91 over five seeds, where plain supervision has .95 to .99.
 FAR_BELOW = {"lion_paper": 0.27}
-VIEWS = ("l", "w", "s", "w2", "s2")
+VIEWS = ("l", "w", "s", "w2", "s2", "m")
 
 
 def random_step(num_classes: int, size: int, seed: int = 0, scale: float = 1.0) -> tuple[Batch, dict[str, Tensor]]:
@@ -46,9 +47,18 @@ def random_step(num_classes: int, size: int, seed: int = 0, scale: float = 1.0) 
         x=torch.zeros(size, 2),
         unlabeled_rows=torch.arange(size) * 3 + 1,
         views={},
+        boxes=boxes(size, torch.Generator().manual_seed(seed)),
         **single_labels(y, num_classes),
     )
     return batch, {v: scale * torch.randn(size, num_classes, generator=draw) for v in VIEWS}
+
+
+def reordered(mix: Mix | None, order: Tensor) -> Mix | None:
+    """The same pairs in another order."""
+    if mix is None:
+        return None
+    place = order.argsort()
+    return Mix(mix.x[order], place[mix.partner[order]], mix.share, mix.kappa[order])
 
 
 def features(logits: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
@@ -60,7 +70,7 @@ def outputs(recipe: Recipe, logits: dict[str, Tensor], given: dict[str, Tensor] 
     """What a network without backbone would say: given features and head logits, through adapters and parts."""
     outs = {}
     for name, f in (given or features(logits)).items():
-        if name != "l" and name not in recipe.views:
+        if name not in recipe.views | recipe.labeled_views:
             continue
         aux: dict[str, Tensor] = {}
         raw, z = f, logits[name]
@@ -199,9 +209,11 @@ class MethodContract:
             seen = features(logits)
             outs = outputs(straight, logits, seen)
             fields = ("rows", "x", "target", "allowed", "excluded", "given", "locked", "unlabeled_rows")
-            mixed = replace(batch, **{name: getattr(batch, name)[order] for name in fields})
-            turned = {v: z[order] for v, z in logits.items()}
             one = make_context(straight, outs, batch, LATE, 4)
+            mixed = replace(
+                batch, **{name: getattr(batch, name)[order] for name in fields}, mix=reordered(batch.mix, order)
+            )
+            turned = {v: z[order] for v, z in logits.items()}
             moved = outputs(shuffled, turned, {v: f[order] for v, f in seen.items()})
             two = make_context(shuffled, moved, mixed, LATE, 4)
             torch.testing.assert_close(total(straight, one), total(shuffled, two))
@@ -255,7 +267,7 @@ class MethodContract:
                     assert not any(t.requires_grad for t in keeper.state_dict().values())
             if ctx.target is not None:
                 assert not ctx.target.weight.requires_grad
-        assert reached == recipe.grad_views | {"l"}
+        assert reached == recipe.grad_views | recipe.labeled_views
 
     def test_signals_are_aligned_and_change_nothing(self) -> None:
         session = self.session()

@@ -89,7 +89,8 @@ def test_a_vision_transformer_of_any_size_and_patch() -> None:
     small = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
     backbone, width = make_backbone(BackboneConfig(name="vit_tiny_patch16_224", arguments=small), 48)
     assert (width, tuple(backbone(torch.zeros(2, 3, 48, 48)).shape)) == (24, (2, 24))
-    for wrong, message in (({"patches": 8}, "patches"), ({"img_size": 96}, "img_size follows"), ({"num_heads": 7}, "7")):
+    wrong_ones = (({"patches": 8}, "patches"), ({"img_size": 96}, "img_size follows"), ({"num_heads": 7}, "7"))
+    for wrong, message in wrong_ones:
         with pytest.raises(InputError, match=message):
             make_backbone(BackboneConfig(name="vit_tiny_patch16_224", arguments=wrong), 48)
 

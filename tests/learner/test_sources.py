@@ -36,6 +36,9 @@ class Counting:
     def clean(self, rows: Rows) -> torch.Tensor:
         return torch.from_numpy(rows)
 
+    def boxes(self, name: str, rows: Rows, step: int | Rows) -> None:
+        return
+
     def view(self, name: str, rows: Rows, steps: Rows) -> torch.Tensor:
         self.asked.append((name, sorted(set(steps.tolist()))))
         return torch.from_numpy(np.stack([rows, steps], axis=1))
