@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from learner import manifest as manifests
-from learner import snapshot
+from learner import progress, snapshot
 from learner.bank_command import bank
 from learner.benchmark.command import benchmark
 from learner.config import RunConfig
@@ -26,13 +21,14 @@ from learner.errors import InputError, LearnerError
 from learner.evaluate import Evaluation, evaluate
 from learner.manifest import Manifest
 from learner.predict import Predictions, Views, as_table, generic_columns
+from learner.pretrain.command import features, pretrain
+from learner.progress import console
 from learner.round import StoppedError, run_round
 from learner.snapshot import Snapshot
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console(stderr=True)
-app.command()(bank)
-app.command()(benchmark)
+for command in (bank, benchmark, pretrain, features):
+    app.command()(command)
 
 
 @app.command("round")
@@ -74,12 +70,12 @@ def train(
     per_class = labels_per_class if labels is None else max(1, labels // len(manifest.classes))
     labeled = manifests.choose_labels(manifest, per_class, split_seed)
     prepare(manifest, chosen, labeled, out)
-    with progress_bar("train") as advance:
-        result = run_round(out, lambda r: advance(r["progress"], r["state"] + told(r["logs"])))
+    with progress.bar("train") as advance:
+        result = run_round(out, lambda r: advance(r["progress"], r["state"] + progress.losses(r["logs"])))
     metrics = json.loads((result / "metrics.json").read_text(encoding="utf-8"))
-    print_json({k: metrics[k] for k in ("method", "steps", "steps_per_second", "predict_images_per_second")})
+    progress.print_json({k: metrics[k] for k in ("method", "steps", "steps_per_second", "predict_images_per_second")})
     if "val" in metrics:
-        print_json({"val": metrics["val"]})
+        progress.print_json({"val": metrics["val"]})
 
 
 @app.command("evaluate")
@@ -98,7 +94,7 @@ def evaluate_command(
         raise InputError(f"{source} has no labeled image in split {split}")
     predictions = read_faces(snapshot.load(folder), manifest, rows, "none")
     result: Evaluation = evaluate(predictions.probs, manifest.label[rows], manifest.classes)
-    print_json(result.as_dict())
+    progress.print_json(result.as_dict())
 
 
 @app.command()
@@ -171,7 +167,7 @@ def prepare(manifest: Manifest, config: RunConfig, labeled: Rows, out: Path) -> 
     out.mkdir(parents=True, exist_ok=True)
     cache = out / "cache" / str(config.image_size)
     shutil.rmtree(cache, ignore_errors=True)
-    with progress_bar("read images") as advance:
+    with progress.bar("read images") as advance:
         manifests.write_cache(manifest, cache, config.image_size, lambda n, total: advance(n / total, ""))
     manifests.make_run(manifest, config, labeled, out, cache.resolve())
     note.write_text(json.dumps(wanted), encoding="utf-8")
@@ -181,38 +177,12 @@ def read_faces(model: Snapshot, manifest: Manifest, rows: Rows, views: Views) ->
     """Predict some rows of a manifest; the result is in the order of `rows`."""
     size = model.config.image_size
     with tempfile.TemporaryDirectory() as scratch:
-        with progress_bar("read images") as advance:
+        with progress.bar("read images") as advance:
             manifests.write_cache(manifest, Path(scratch), size, lambda n, total: advance(n / total, ""), rows)
         predictor = model.predictor(PixelCache(scratch, size))
-        with progress_bar("predict") as advance:
+        with progress.bar("predict") as advance:
             places = np.arange(len(rows), dtype=np.int64)
             return predictor.predict(places, views, lambda done: advance(done / len(rows), ""))
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
-    """Show a bar with the time left; the function takes the share done and a remark."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[remark]}"),
-    )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=1.0, remark="")
-        yield lambda share, remark: bar.update(task, completed=share, remark=remark)
-
-
-def told(logs: dict[str, float]) -> str:
-    """Shorten the losses for one line."""
-    return " " + " ".join(f"{name} {value:.3f}" for name, value in sorted(logs.items()) if "/" not in name)
-
-
-def print_json(value: Any) -> None:
-    """Write one JSON document to standard output."""
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
 def main() -> None:

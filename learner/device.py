@@ -1,17 +1,35 @@
 """Where a run computes, and how precisely."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lightning_fabric
 import torch
 
-from learner.config import RunConfig
 from learner.errors import InputError
 
 Precision = Literal["32-true", "bf16-mixed"]
 
 
-def make_fabric(config: RunConfig) -> lightning_fabric.Fabric:
+class Placement(Protocol):
+    """The part of a run's configuration that says where it computes."""
+
+    @property
+    def device(self) -> str:
+        """auto, cpu, cuda or mps."""
+        ...
+
+    @property
+    def precision(self) -> Literal["auto", "32-true", "bf16-mixed"]:
+        """What the network multiplies in."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads; None leaves torch's choice."""
+        ...
+
+
+def make_fabric(config: Placement) -> lightning_fabric.Fabric:
     """Choose device, precision and threads.
 
     Raises:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Manifest:
     """N images; row = position. names (N), label (N,) int64 or -1, split (N,) index into `SPLITS`.
 
     boxes (N,4) int64 left, top, width, height of the face in each image; width 0, or no boxes, for the whole image.
+    faces (N,4) float64 left, top, width, height in pixels of the face in an image that is used whole, NaN where not
+    known; None where no face is.
     """
 
     source: Path
@@ -38,13 +41,14 @@ class Manifest:
     label: NDArray[np.int64]
     split: NDArray[np.int64]
     boxes: NDArray[np.int64] | None = None
+    faces: NDArray[np.float64] | None = None
 
     @classmethod
     def read(cls, path: Path, classes: Sequence[str] | None = None) -> "Manifest":
-        """Read a CSV (`path,label,split[,votes]`, paths relative to the file) or a FER+ zip.
+        """Read a CSV (`path,label,split[,votes][,box]`, paths relative to the file) or a FER+ zip.
 
         `votes` are counts per class in the order of `classes`, separated by semicolons; the most voted class is the
-        label where `label` is empty. Without `classes` they are the labels that occur, in alphabetical order.
+        label where `label` is empty. `box` is where the face lies: "left,top,width,height" in pixels. Without `classes` they are the labels that occur, in alphabetical order.
 
         Raises:
             InputError: the file is missing or malformed; the message names the line.
@@ -81,7 +85,7 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
     known = tuple(classes) if classes else tuple(found)
     if len(known) < 2:
         raise InputError(f"{path} names {len(known)} classes ({', '.join(known)}); two or more are needed")
-    names, labels, splits = [], [], []
+    names, labels, splits, faces = [], [], [], []
     for line, record in enumerate(records, start=2):
         label, split = record["label"] or "", record["split"] or ""
         unusable = label == UNUSABLE and UNUSABLE not in known
@@ -94,7 +98,23 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
         labels.append(-1 if unusable else known.index(label) if label else votes)
         names.append(str((path.parent / record["path"]).resolve()))
         splits.append(SPLITS.index(split))
-    return Manifest(path, known, names, np.array(labels, np.int64), np.array(splits, np.int64))
+        faces.append(_face(record.get("box") or "", f"{path} line {line}"))
+    found = np.array(faces)
+    boxes = None if np.isnan(found).all() else found
+    return Manifest(path, known, names, np.array(labels, np.int64), np.array(splits, np.int64), faces=boxes)
+
+
+def _face(text: str, where: str) -> list[float]:
+    """Return left, top, width, height; NaN where there is no text."""
+    if not text:
+        return [math.nan] * 4
+    try:
+        box = [float(part) for part in text.split(",")]
+    except ValueError:
+        box = []
+    if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
+        raise InputError(f"{where}: box {text!r} is not left,top,width,height in pixels, the last two above 0")
+    return box
 
 
 def _votes(text: str, num_classes: int, where: str) -> int:
@@ -186,7 +206,7 @@ def write_cache(
             block = []
             for row in rows[start : start + per_shard]:
                 name, box = manifest.names[row], None if manifest.boxes is None else manifest.boxes[row]
-                block.append(decode(archive.read(name) if archive else _read_file(Path(name)), size, name, box))
+                block.append(decode(archive.read(name) if archive else read_file(Path(name)), size, name, box))
                 if on_image is not None:
                     on_image(start + len(block), len(rows))
             write_shards(folder, np.stack(block), start)
@@ -195,13 +215,41 @@ def write_cache(
             archive.close()
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Read a file of at most `MAX_BYTES`.
+
+    Raises:
+        InputError: it is larger, or cannot be read.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is larger than {MAX_BYTES} bytes")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read image {path}: {error.strerror}") from error
+
+
+def face_shares(manifest: Manifest, rows: Rows) -> NDArray[np.float32]:
+    """Return left, top, right, bottom of the faces of `rows` as `boxes.npy` has them: (highest row + 1, 4) in [0, 1].
+
+    NaN for rows that are not asked for or not known. The images are opened for their sizes.
+
+    Raises:
+        InputError: an image is missing or unreadable.
+    """
+    shares = np.full((int(rows.max(initial=-1)) + 1, 4), np.nan, np.float32)
+    for row in rows if manifest.faces is not None else ():
+        left, top, width, height = manifest.faces[row]
+        if math.isnan(left):
+            continue
+        try:
+            with Image.open(manifest.names[row]) as image:
+                sides = ImageOps.exif_transpose(image).size
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"cannot read image {manifest.names[row]}: {error}") from error
+        corners = np.array([left, top, left + width, top + height]) / (*sides, *sides)
+        shares[row] = corners.clip(0, 1)
+    return shares
 
 
 def choose_labels(manifest: Manifest, per_class: int | None, seed: int) -> Rows:
@@ -243,6 +291,8 @@ def make_run(manifest: Manifest, config: RunConfig, labeled: Rows, folder: Path,
     known = np.setdiff1d(manifest.labeled("train"), labeled)
     np.savez(folder / "known.npz", rows=known, truth=manifest.label[known])
     np.save(folder / "all.npy", np.union1d(manifest.rows("train"), val))
+    if manifest.faces is not None:
+        np.save(folder / "boxes.npy", face_shares(manifest, labeled))
     np.savez(folder / "eval.npz", rows=val, truth=manifest.label[val])
     write_json(folder / "pool.json", {"cache": str(cache), "previous": None, "image_size": config.image_size})
     config.save(folder / "config.json")
