@@ -1,34 +1,28 @@
 """SSFER's first stage (Song et al., 3.2): a masked autoencoder on any plain ViT of timm. ALGORITHMS.md 8.1.
 
 Deviations: pixels enter with the statistics that every network here uses, not the paper's own, so that stages 2 and 3
-go on with the weights as they are; targets are normalised per patch (the paper's text; its script leaves that off); the
-aspect of a crop is drawn among those that fit, where torchvision draws again; crops are resampled bicubically in place,
-with no filter against aliasing, as none is ever shrunk.
+go on with the weights as they are; targets are normalised per patch (the paper's text; its script leaves that off).
 """
 
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from learner import draws
-from learner.augment import MEAN, STD
+from learner.augment import Augmenter
+from learner.config import AugmentConfig
 from learner.draws import Rows
 from learner.errors import InputError
 from learner.transfer import send
 
-ASPECTS = (3 / 4, 4 / 3)
 FLAT = 1e-6  # added to the variance of a patch
-_VIEW, _MASK, _MEASURE = 51, 52, 53  # purposes of draws
-_VIEW_DRAWS = 5
+_MASK, _MEASURE = 52, 53  # purposes of draws
 
 
 class MaeConfig(BaseModel):
@@ -123,35 +117,9 @@ def masked_loss(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
     return errors.sum() / masked.sum().clamp(min=1)
 
 
-def crop_and_flip(faces: Tensor, draw: NDArray[np.float32], min_area: float) -> Tensor:
-    """Crop every face (B,3,s,s) to `min_area`..1 of its area, mirror half, and scale back up: float32 in 0..255.
-
-    draw (B,5) in [0,1): area, aspect, left, top, mirrored. Bicubic; what overshoots is cut off.
-    """
-    area = min_area + draw[:, 0] * (1 - min_area)
-    low, high = np.log(np.maximum(ASPECTS[0], area)), np.log(np.minimum(ASPECTS[1], 1 / area))
-    aspect = np.exp(low + draw[:, 1] * (high - low))
-    width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
-    side = faces.shape[-1]
-    base = ((np.arange(side, dtype=np.float32) + 0.5) / side)[None]
-    across = np.where(draw[:, 4:] < 0.5, base[:, ::-1], base)
-    x = 2 * ((draw[:, 2] * (1 - width))[:, None] + width[:, None] * across) - 1
-    y = 2 * ((draw[:, 3] * (1 - height))[:, None] + height[:, None] * base) - 1
-    grid = torch.stack(
-        [
-            send(x.astype(np.float32), faces.device)[:, None, :].expand(-1, side, -1),
-            send(y.astype(np.float32), faces.device)[:, :, None].expand(-1, -1, side),
-        ],
-        dim=-1,
-    )
-    out = F.grid_sample(faces.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-    return out.clamp_(0, 255)
-
-
-def normalise_pixels(faces: Tensor) -> Tensor:
-    """Turn pixels 0..255 (B,3,H,W) into float32 with the statistics of every network here."""
-    mean, std = (torch.tensor(v, device=faces.device).view(1, 3, 1, 1) * 255 for v in (MEAN, STD))
-    return (faces.float() - mean) / std
+def normalise(faces: Tensor) -> Tensor:
+    """Turn faces uint8 (B,3,s,s) into the float32 that every network here reads."""
+    return Augmenter(AugmentConfig(), faces.shape[-1], 0, faces.device).normalise(faces)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -298,16 +266,19 @@ class MaskedAutoencoding:
 
     def __init__(self, vit: nn.Module, config: MaeConfig, seed: int, device: torch.device, fresh: bool = True) -> None:
         self.config, self.seed = config, seed
-        self.network: MaskedAutoencoder = MaskedAutoencoder(vit, config, fresh).to(device)
+        self._autoencoder = MaskedAutoencoder(vit, config, fresh).to(device)
+        self.network: nn.Module = self._autoencoder
+        size = int(self._autoencoder.encoder.patch_embed.img_size[0])
+        views = AugmentConfig(crop_area=config.min_area, crop_padding=0)
+        self._augmenter = Augmenter(views, size, seed, device)
 
     def view(self, faces: Tensor, rows: Rows, step: int) -> Tensor:
         """Return one crop of each face uint8 (B,3,s,s), normalised."""
-        draw = draws.uniform(self.seed, step, rows, _VIEW, _VIEW_DRAWS)
-        return normalise_pixels(crop_and_flip(faces, draw, self.config.min_area))
+        return self._augmenter.weak(faces, rows, step)
 
     def loss(self, faces: Tensor, rows: Rows, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of faces uint8 (B,3,s,s), and which share of the masked patches' variance is explained."""
-        network = self.network
+        network = self._autoencoder
         view = self.view(faces, rows, step)
         noise = send(draws.uniform(self.seed, step, rows, _MASK, network.num_patches), faces.device)
         masking = mask_patches(noise, network.kept)
@@ -353,7 +324,7 @@ def reconstruction_errors(
     found = []
     for start in range(0, len(faces), batch):
         here = slice(start, start + batch)
-        images = normalise_pixels(faces[here].to(device))
+        images = normalise(faces[here].to(device))
         target = network.targets(images)
         total = torch.zeros(target.shape[:2], device=device)
         times = torch.zeros_like(total)

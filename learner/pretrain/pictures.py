@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from plotly.colors import sample_colorscale
 
-from learner import draws
+from learner import checkpoint, draws
 from learner.augment import MEAN, STD
 from learner.errors import InputError
-from learner.manifest import decode
+from learner.models import make_backbone
+from learner.pretrain.config import PretrainConfig
 from learner.pretrain.mae import (
     MaskedAutoencoder,
     count_kept,
     mask_patches,
-    normalise_pixels,
+    normalise,
     patch_errors,
     patch_statistics,
     patchify,
@@ -34,9 +35,9 @@ from learner.transfer import send
 
 RATIOS = (0.75, 0.9)
 ERROR_TOP = 2.0  # brightest error; predicting a normalised patch's mean costs 1
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _PURPOSE = 54
 _GAP, _HEAD, _HIDDEN = 4, 22, 128
+_FOLDER, _FACES = "pictures", "faces.npy"
 U8 = NDArray[np.uint8]
 
 
@@ -49,18 +50,6 @@ class Reconstruction:
     pasted: U8
     errors: NDArray[np.float32]
     hidden: NDArray[np.bool_]
-
-
-def read_faces(folder: Path, size: int, most: int = 8) -> U8:
-    """Read the first images of a folder, by name: uint8 (n,size,size,3).
-
-    Raises:
-        InputError: there is no image, or one cannot be read.
-    """
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in ENDINGS)[:most]
-    if not paths:
-        raise InputError(f"no image ({', '.join(ENDINGS)}) in {folder}")
-    return np.stack([decode(path.read_bytes(), size, str(path)) for path in paths])
 
 
 @torch.no_grad()
@@ -78,7 +67,7 @@ def reconstruct(network: MaskedAutoencoder, faces: U8, mask_ratio: float, seed: 
     device = network.decoder.mask_token.device
     noise = draws.uniform(seed, 0, np.arange(len(faces)), _PURPOSE, network.num_patches)
     masking = mask_patches(send(noise, device), count_kept(network.num_patches, mask_ratio))
-    images = normalise_pixels(send(faces, device).permute(0, 3, 1, 2))
+    images = normalise(send(faces, device).permute(0, 3, 1, 2))
     prediction, target = network(images, masking).float(), network.targets(images)
     network.train(training)
     errors = patch_errors(prediction, target)
@@ -138,3 +127,36 @@ def save_grid(path: Path, network: MaskedAutoencoder, faces: U8, seed: int = 0) 
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     draw_grid(network, faces, seed=seed).save(temporary, format="PNG")
     temporary.replace(path)
+
+
+def keep_faces(run: Path, faces: U8) -> None:
+    """Leave faces uint8 (n,s,s,3) in a run's folder, of which `draw_progress` then makes pictures."""
+    (run / _FOLDER).mkdir(exist_ok=True)
+    np.save(run / _FOLDER / _FACES, faces)
+
+
+def draw_progress(run: Path, network: MaskedAutoencoder, step: int) -> Path | None:
+    """Draw what the network makes of the faces kept in a run's folder; None where there are none."""
+    kept = run / _FOLDER / _FACES
+    if not kept.exists():
+        return None
+    path = run / _FOLDER / f"step-{step:07d}.png"
+    save_grid(path, network, np.load(kept, allow_pickle=False))
+    return path
+
+
+def load_autoencoder(out: Path) -> MaskedAutoencoder:
+    """Read the averaged autoencoder, decoder and all, from the `out` folder of a finished run; in eval mode.
+
+    Raises:
+        InputError: the run trained no masked autoencoder.
+        CheckpointError: its file is missing or does not fit its configuration.
+    """
+    config = PretrainConfig.load(out / "config.json")
+    if config.mae is None:
+        raise InputError(f"{out} holds no masked autoencoder; give the out folder of a run with `mae`")
+    tensors, _ = checkpoint.load(out / "autoencoder.safetensors")
+    vit, _ = make_backbone(config.backbone.model_copy(update={"weights": None}), config.image_size)
+    network = MaskedAutoencoder(vit, config.mae)
+    checkpoint.load_weights(network, tensors, str(out))
+    return network.eval()

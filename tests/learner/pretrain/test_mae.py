@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,18 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from learner import draws
-from learner.config import BackboneConfig
+from learner.config import BackboneConfig, write_json
+from learner.data import write_shards
 from learner.errors import CheckpointError, InputError
 from learner.models import load_backbone, make_backbone
+from learner.pretrain.config import PretrainConfig
+from learner.pretrain.encoder import FaceEncoder
+from learner.pretrain.loop import Pretraining, run_pretraining
 from learner.pretrain.mae import (
     MaeConfig,
     MaskedAutoencoder,
@@ -25,17 +30,17 @@ from learner.pretrain.mae import (
     PatchMap,
     check_vit,
     count_kept,
-    crop_and_flip,
     mask_patches,
     masked_loss,
+    normalise,
     normalise_patches,
-    normalise_pixels,
     patch_errors,
     patchify,
     reconstruction_errors,
     turning_masks,
     unpatchify,
 )
+from learner.round import Reporter, StoppedError
 
 CPU = torch.device("cpu")
 SMALL = MaeConfig(decoder_dim=16, decoder_depth=1, decoder_heads=2)
@@ -255,7 +260,7 @@ def test_settings_of_the_decoder_are_checked() -> None:
 
 def test_faces_of_another_size_are_refused() -> None:
     with pytest.raises(InputError, match=r"the encoder reads \(16, 16\), not \(20, 20\): resize the faces"):
-        make_objective().loss(make_faces(2, 20), np.arange(2), 0)
+        reconstruction_errors(make_objective().network, make_faces(2, 20), np.arange(2))
 
 
 def test_the_encoder_is_the_vit_on_whole_faces_and_carries_the_names_of_a_backbone() -> None:
@@ -308,38 +313,13 @@ def test_view_and_mask_depend_on_seed_step_and_row_alone() -> None:
     assert not torch.equal(first, objective.loss(faces, ROWS, 8)[0])
 
 
-def test_the_whole_face_is_a_crop_and_its_mirror_another() -> None:
-    faces = make_faces()
-    draw = np.full((6, 5), 0.5, np.float32)
-    torch.testing.assert_close(crop_and_flip(faces, draw, 1.0), faces.float(), atol=0.02, rtol=0)
-    draw[:, 4] = 0
-    torch.testing.assert_close(crop_and_flip(faces, draw, 1.0), faces.float().flip(3), atol=0.02, rtol=0)
-
-
-def test_crops_keep_to_their_area_and_aspect() -> None:
-    """On a ramp, the spread of a crop tells its width or its height."""
-    side, count = 64, 200
-    ramp = (torch.arange(side) * 3.0 + 20).round().byte()
-    across = ramp.expand(count, 3, side, side)
-    draw = draws.uniform(0, 0, np.arange(count), 1, 5)
-    width, height = (
-        (found.amax(dim=(1, 2, 3)) - found.amin(dim=(1, 2, 3))) / (3.0 * (side - 1))
-        for found in (crop_and_flip(x, draw, 0.2) for x in (across, across.transpose(2, 3)))
-    )
-    area, aspect = width * height, width / height
-    assert 0.18 < area.min() < 0.3
-    assert 0.9 < area.max() < 1.02
-    assert 0.73 < aspect.min() < 0.8
-    assert 1.25 < aspect.max() < 1.37
-    left = crop_and_flip(across, draw, 0.2)
-    assert ((left[:, 0, 0, 0] > left[:, 0, 0, -1]).float().mean() - 0.5).abs() < 0.15, "half of them are mirrored"
-
-
-def test_overshoots_of_the_crop_are_cut_off() -> None:
-    edges = (torch.arange(16) % 4 < 2).byte().mul(255).expand(6, 3, 16, 16)
-    found = crop_and_flip(edges, draws.uniform(0, 0, ROWS, 1, 5), 0.2)
-    assert found.min() == 0
-    assert found.max() == 255
+def test_a_view_is_the_whole_face_or_its_mirror_where_nothing_is_cropped() -> None:
+    objective, faces = make_objective(SMALL.model_copy(update={"min_area": 1.0})), make_faces()
+    views, whole = objective.view(faces, ROWS, 3), normalise(faces)
+    flips = [torch.equal(view, face.flip(2)) for view, face in zip(views, whole, strict=True)]
+    assert len(set(flips)) == 2
+    assert all(flip or torch.equal(view, face) for flip, view, face in zip(flips, views, whole, strict=True))
+    assert not torch.equal(make_objective().view(faces, ROWS, 3)[0], views[0])
 
 
 def test_turned_masks_hide_every_patch_equally_often() -> None:
@@ -359,7 +339,7 @@ def test_reconstruction_errors_are_those_of_masked_patches_and_the_same_in_any_b
     assert network.training
     torch.testing.assert_close(face, patch.mean(dim=1))
     expected = torch.zeros(6, 16)
-    images = normalise_pixels(faces)
+    images = normalise(faces)
     with torch.no_grad():
         for masking in turning_masks(network, ROWS, 0, 4, CPU):
             error = patch_errors(network(images, masking), network.targets(images))
@@ -384,3 +364,70 @@ def test_it_learns_to_fill_in_what_faces_share() -> None:
         explained.append(float(logs["explained"]))
     assert explained[0] < 0.3
     assert explained[-1] > 0.7
+
+
+class StopAt(threading.Event):
+    """Asks to stop when it has been looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def make_run(folder: Path, steps: int = 7) -> PretrainConfig:
+    """A run folder with 20 faces of 16 pixels."""
+    folder.mkdir()
+    faces = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    write_shards(folder / "cache", faces)
+    write_json(folder / "pool.json", {"cache": str(folder / "cache")})
+    np.save(folder / "rows.npy", np.arange(20))
+    config = PretrainConfig(
+        terms=None,
+        mae=SMALL,
+        backbone=BackboneConfig(
+            name="vit_tiny_patch16_224",
+            arguments={"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+            dropout=0,
+        ),
+        image_size=16,
+        steps=steps,
+        batch=8,
+        dim=8,
+        warmup_steps=2,
+        checkpoint_every=100,
+        device="cpu",
+        precision="32-true",
+        threads=1,
+    )
+    config.save(folder / "config.json")
+    return config
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    make_run(tmp_path / "whole")
+    config = make_run(tmp_path / "parts")
+    report = Reporter(tmp_path / "parts", config.steps)
+    stopped = Pretraining(tmp_path / "parts", config, report, StopAt(6))
+    with pytest.raises(StoppedError):
+        stopped.train()
+    assert 0 < stopped.step < config.steps
+    whole, parts = (load_file(run_pretraining(tmp_path / n) / "autoencoder.safetensors") for n in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_the_encoder_of_a_run_reads_faces_and_starts_a_backbone(tmp_path: Path) -> None:
+    config = make_run(tmp_path / "run", steps=2)
+    out = run_pretraining(tmp_path / "run")
+    encoder = FaceEncoder.load(out / "encoder.safetensors")
+    faces = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    assert encoder(faces).shape == (3, 8)
+    for name in ("encoder.safetensors", "autoencoder.safetensors"):
+        vit, _ = make_backbone(config.backbone.model_copy(update={"weights": str(out / name)}), 24)
+        assert vit.pos_embed.shape == (1, 37, 16)
+    trained = load_file(out / "autoencoder.safetensors")
+    torch.testing.assert_close(vit.blocks[0].mlp.fc1.weight, trained["encoder.blocks.0.mlp.fc1.weight"])

@@ -9,9 +9,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from learner import checkpoint
+from learner.config import BackboneConfig
 from learner.errors import InputError
+from learner.pretrain.config import PretrainConfig
 from learner.pretrain.mae import MaeConfig, MaskedAutoencoder, Masking
-from learner.pretrain.pictures import draw_grid, heat, read_faces, reconstruct, save_grid
+from learner.pretrain.pictures import (
+    draw_grid,
+    draw_progress,
+    heat,
+    keep_faces,
+    load_autoencoder,
+    reconstruct,
+    save_grid,
+)
 
 
 class Perfect(MaskedAutoencoder):
@@ -106,16 +117,34 @@ def test_the_grid_has_a_row_for_a_face_and_three_columns_for_a_ratio(faces: np.n
     assert [p.name for p in tmp_path.iterdir()] == ["step.png"]
 
 
-def test_faces_of_a_folder_are_read_by_name(faces: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no image"):
-        read_faces(tmp_path, 24)
-    for name, face in zip(("b.png", "a.png", "c.png"), faces, strict=True):
-        Image.fromarray(face).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
-    assert (read_faces(tmp_path, 24, most=2) == faces[[1, 0]]).all()
-    (tmp_path / "a.png").write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"cannot read image .*a\.png"):
-        read_faces(tmp_path, 24)
+def test_progress_is_drawn_of_the_faces_that_a_run_keeps(faces: np.ndarray, tmp_path: Path) -> None:
+    assert draw_progress(tmp_path, make(), 3) is None
+    keep_faces(tmp_path, faces)
+    path = draw_progress(tmp_path, make(), 3)
+    assert path is not None
+    with Image.open(path) as image:
+        assert (np.asarray(image) == np.asarray(draw_grid(make(), faces))).all()
+
+
+def test_the_autoencoder_of_a_finished_run_is_read_back(faces: np.ndarray, tmp_path: Path) -> None:
+    network = make()
+    with torch.no_grad():
+        network.decoder.head.weight.mul_(2)
+    arguments = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    config = PretrainConfig(
+        terms=None,
+        mae=network.config,
+        image_size=24,
+        backbone=BackboneConfig(name="vit_tiny_patch16_224", arguments=arguments, weights="elsewhere.pth"),
+    )
+    config.save(tmp_path / "config.json")
+    checkpoint.save(tmp_path / "autoencoder.safetensors", network.state_dict(), {})
+    found = load_autoencoder(tmp_path)
+    assert not found.training
+    assert (reconstruct(found, faces, 0.75).pasted == reconstruct(network, faces, 0.75).pasted).all()
+    PretrainConfig().save(tmp_path / "config.json")
+    with pytest.raises(InputError, match="no masked autoencoder"):
+        load_autoencoder(tmp_path)
 
 
 def test_faces_of_another_size_are_refused(faces: np.ndarray) -> None:
