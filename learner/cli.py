@@ -25,9 +25,10 @@ from learner.pretrain.command import features, pretrain
 from learner.progress import console
 from learner.round import StoppedError, run_round
 from learner.snapshot import Snapshot
+from learner.ssfer import ssfer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (bank, benchmark, pretrain, features):
+for command in (bank, benchmark, pretrain, features, ssfer):
     app.command()(command)
 
 

@@ -48,7 +48,8 @@ class Manifest:
         """Read a CSV (`path,label,split[,votes][,box]`, paths relative to the file) or a FER+ zip.
 
         `votes` are counts per class in the order of `classes`, separated by semicolons; the most voted class is the
-        label where `label` is empty. `box` is where the face lies: "left,top,width,height" in pixels. Without `classes` they are the labels that occur, in alphabetical order.
+        label where `label` is empty. `box` is where the face lies: "left,top,width,height" in pixels.
+        Without `classes` they are the labels that occur, in alphabetical order.
 
         Raises:
             InputError: the file is missing or malformed; the message names the line.
@@ -99,9 +100,8 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Manifest:
         names.append(str((path.parent / record["path"]).resolve()))
         splits.append(SPLITS.index(split))
         faces.append(_face(record.get("box") or "", f"{path} line {line}"))
-    found = np.array(faces)
-    boxes = None if np.isnan(found).all() else found
-    return Manifest(path, known, names, np.array(labels, np.int64), np.array(splits, np.int64), faces=boxes)
+    label, split_of, boxes = np.array(labels, np.int64), np.array(splits, np.int64), np.array(faces, np.float64)
+    return Manifest(path, known, names, label, split_of, faces=None if np.isnan(boxes).all() else boxes)
 
 
 def _face(text: str, where: str) -> list[float]:
@@ -238,10 +238,9 @@ def face_shares(manifest: Manifest, rows: Rows) -> NDArray[np.float32]:
         InputError: an image is missing or unreadable.
     """
     shares = np.full((int(rows.max(initial=-1)) + 1, 4), np.nan, np.float32)
-    for row in rows if manifest.faces is not None else ():
-        left, top, width, height = manifest.faces[row]
-        if math.isnan(left):
-            continue
+    faces = np.full((len(manifest.names), 4), np.nan) if manifest.faces is None else manifest.faces
+    for row in rows[np.isfinite(faces[rows]).all(axis=1)]:
+        left, top, width, height = faces[row]
         try:
             with Image.open(manifest.names[row]) as image:
                 sides = ImageOps.exif_transpose(image).size
