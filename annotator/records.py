@@ -33,6 +33,43 @@ class Sight(IntFlag):
 
 
 @dataclass(frozen=True, slots=True)
+class Face:
+    """A face in an upright image.
+
+    box: left, top, width, height in pixels of the image. score: the detector's own, None for a listed box.
+    landmarks: (x, y) of the eye on the left of the picture, the eye on the right, nose tip, mouth corner on the left,
+    mouth corner on the right; None when the finder knows none.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float | None = None
+    landmarks: tuple[tuple[float, float], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFace:
+    """The face of a sample, who found it (a detector's name, or "given"), and what makes it hard to read.
+
+    small: few pixels in the original. blurred: few edges. turned: away from the camera; None without landmarks.
+    """
+
+    face: Face
+    found_by: str
+    small: bool
+    blurred: bool
+    turned: bool | None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The names of what is wrong with it."""
+        return tuple(name for name in FACE_FLAGS if getattr(self, name))
+
+
+FACE_FLAGS = ("small", "blurred", "turned")
+NUM_LANDMARKS = 5
+
+
+@dataclass(frozen=True, slots=True)
 class NewImage:
     """One sample as the importer found it, before it has a row.
 
@@ -53,6 +90,7 @@ class NewImage:
     subject_id: str | None = None
     given: str | None = None
     votes: dict[str, int] | None = None
+    face: KnownFace | None = None
 
 
 @dataclass(frozen=True, slots=True)

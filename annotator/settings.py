@@ -108,12 +108,29 @@ class LearnerSettings(_Section):
         return methods
 
 
+YUNET = (
+    "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/face_detection_yunet/"
+    "face_detection_yunet_2023mar.onnx",
+    "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+)
+"""Where YuNet's weights live (230 KB, MIT licence), and the SHA-256 of the file."""
+
+
 class ImportSettings(_Section):
-    """Limits under which images are decoded."""
+    """Limits under which images are decoded, and how faces are found in them (`annotator import --faces`).
+
+    detector: cascade and cascade+profile come with OpenCV; yunet finds more faces and their landmarks, with the file
+    `detector_model`, or with the one at `detector_url`, downloaded once.
+    """
 
     max_bytes: int = Field(20_000_000, gt=0)
     max_pixels: int = Field(40_000_000, gt=0)
     min_side: int = Field(16, ge=1)
+    detector: Literal["cascade", "cascade+profile", "yunet"] = "cascade"
+    detector_model: str | None = Field(None, description="path of YuNet's ONNX file; null downloads it once")
+    detector_url: str = YUNET[0]
+    detector_sha256: str = Field(YUNET[1], pattern="^[0-9a-f]{64}$")
+    face_margin: float = Field(0.15, ge=0, le=2, description="added on each side of a face, in shares of its side")
 
 
 class Settings(BaseSettings):

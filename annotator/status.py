@@ -14,10 +14,11 @@ _OFF: dict[str, Any] = {"state": "off", "progress": None}
 def workspace_status(workspace: Workspace, store: LabelStore) -> dict[str, Any]:
     """Return images, annotations, labels, snapshots, queue and learner of a workspace.
 
-    Keys: `images` {pool, val, test, quarantined, leak, duplicate_groups, …}, `annotations` count, `labels` {labeled,
-    partial, disputed, unusable, unlabeled}, `snapshots` [{id, method, label_seq, metrics, published_at, serving}],
-    `methods` {name: {snapshot, rounds, label_seq, metrics, serving, trained}}, `serving` {snapshot, chosen}, `queue`
-    {mode, model, behind}, `learner` {state, progress, …}.
+    Keys: `images` {pool, val, test, quarantined, leak, duplicate_groups, …}, `faces` {known, small, blurred, turned}
+    (where faces were looked for), `annotations` count, `labels` {labeled, partial, disputed, unusable, unlabeled},
+    `snapshots` [{id, method, label_seq, metrics, published_at, serving}], `methods` {name: {snapshot, rounds,
+    label_seq, metrics, serving, trained}}, `serving` {snapshot, chosen}, `queue` {mode, model, behind}, `learner`
+    {state, progress, …}.
     """
     generation = store.learning.current_generation()
     last_seq = store.last_seq()
@@ -25,6 +26,7 @@ def workspace_status(workspace: Workspace, store: LabelStore) -> dict[str, Any]:
     methods = standings(snapshots, workspace.settings.learner.methods)
     return {
         "images": store.images.counts(),
+        "faces": store.faces.counts(),
         "annotations": store.decisions.count(),
         "labels": store.decisions.label_counts(),
         "methods": {line.method: _told(line) for line in methods},

@@ -30,6 +30,14 @@ class LabelsAs(StrEnum):
     none = "none"
 
 
+class FacesAs(StrEnum):
+    """Where the faces in the images are."""
+
+    detect = "detect"
+    given = "given"
+    none = "none"
+
+
 class ExportFormat(StrEnum):
     """Formats that `annotator export` writes."""
 
@@ -91,13 +99,22 @@ def import_(
             "for validation and simulation alone, none drops them."
         ),
     ] = LabelsAs.truth,
+    faces: Annotated[
+        FacesAs,
+        typer.Option(
+            help="none takes images (or the crops in the list) as they are, for data sets of faces already cut; detect "
+            "cuts out every face in a photo, upright; given does so with the faces that the list names."
+        ),
+    ] = FacesAs.none,
     as_json: JsonFlag = False,
 ) -> None:
     """Import faces: verified, de-duplicated, resumable; a second run adds nothing."""
     from annotator.ingest.importer import run_import
 
     with opened(ws) as (workspace, store), progress_bar("importing") as progress:
-        report = run_import(workspace, store, source, format.value, given_as=labels_as.value, progress=progress)
+        report = run_import(
+            workspace, store, source, format.value, given_as=labels_as.value, faces=faces.value, progress=progress
+        )
     if as_json:
         print_json(report.as_dict())
     else:
@@ -114,7 +131,7 @@ def status(ws: WorkspaceArg, as_json: JsonFlag = False) -> None:
         print_json(data)
         return
     out.print(f"workspace {workspace.root}", markup=False)
-    for key in ("images", "labels", "queue", "learner"):
+    for key in ("images", *(["faces"] if data["faces"]["known"] else []), "labels", "queue", "learner"):
         out.print(f"{key:>12}: " + ", ".join(f"{k} {v}" for k, v in data[key].items()), markup=False)
     out.print(f"{'annotations':>12}: {data['annotations']}", markup=False)
     for method, told in data["methods"].items():

@@ -8,7 +8,8 @@ from PIL import Image, ImageOps
 
 from annotator.errors import ImportSourceError, NotFoundError
 from annotator.ingest.cache import limits_of, shards
-from annotator.ingest.decode import Box, Decoded, Quarantine, decode, to_rgb
+from annotator.ingest.crops import parse_crop
+from annotator.ingest.decode import Decoded, Quarantine, decode, to_rgb
 from annotator.ingest.sources import SourceFiles, open_files
 from annotator.settings import Workspace
 from annotator.store.reading import Face
@@ -64,7 +65,7 @@ class Pictures:
         data = files.read(face.image.path, self._limits.max_bytes) if files is not None else None
         if data is None or isinstance(data, Quarantine):
             return None
-        found = decode(data, face.image.path, 16, self._limits, Box.parse(face.image.crop))
+        found = decode(data, face.image.path, 16, self._limits, parse_crop(face.image.crop))
         same = isinstance(found, Decoded) and found.content_hash == face.image.content_hash
         return data if same else None
 
@@ -77,12 +78,10 @@ class Pictures:
         return self._files[root]
 
     def _cropped(self, data: bytes, face: Face) -> bytes:
-        box = Box.parse(face.image.crop)
+        crop = parse_crop(face.image.crop)
         with Image.open(io.BytesIO(data)) as image:
             upright = to_rgb(ImageOps.exif_transpose(image))
-        if box is not None:
-            upright = upright.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-        return _as_png(upright)
+        return _as_png(upright if crop is None else crop.cut(upright))
 
     def _cached(self, face: Face) -> bytes:
         sizes = sorted((f for f in self._cache.glob("*") if f.name.isdecimal()), key=lambda f: -int(f.name))

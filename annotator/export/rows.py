@@ -9,7 +9,9 @@ Faces: `split` is pool, val or test; `reserved` marks pool faces kept for valida
 * unusable, unlabeled: no label, no shares.
 
 `locked`: a reviewer settled it. `num_annotators`: people whose answers count (0 for an imported label, `imported`).
-`given`: the label that came with the image. Answers: one row per annotation, taken back ones included; those with
+`given`: the label that came with the image. `box` and `landmarks`: where the face is in the upright image, as a
+manifest has them; `flags`: what makes it hard to read (small, blurred, turned); empty where no face was looked for.
+Faces of one photo have its `source` and `path`. Answers: one row per annotation, taken back ones included; those with
 `stands` count.
 """
 
@@ -17,7 +19,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from annotator.records import Label
+from annotator.records import KnownFace, Label
 from annotator.store.reading import Face, Said
 
 FACE_COLUMNS = (
@@ -36,6 +38,9 @@ FACE_COLUMNS = (
     "locked",
     "imported",
     "given",
+    "box",
+    "landmarks",
+    "flags",
 )
 ANSWER_COLUMNS = (
     "annotation_id",
@@ -91,6 +96,18 @@ def face_row(face: Face) -> dict[str, Any]:
         "locked": label.locked,
         "imported": label.imported,
         "given": face.truth,
+        **_face_columns(face.known),
+    }
+
+
+def _face_columns(known: KnownFace | None) -> dict[str, Any]:
+    if known is None:
+        return {"box": None, "landmarks": None, "flags": []}
+    points = known.face.landmarks
+    return {
+        "box": ",".join(f"{v:g}" for v in known.face.box),
+        "landmarks": None if points is None else ",".join(f"{v:g}" for point in points for v in point),
+        "flags": list(known.flags),
     }
 
 

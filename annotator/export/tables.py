@@ -26,6 +26,7 @@ _TYPES = {
     "supersedes": _WHOLE,
     "confidence": pa.float64(),
     "candidates": pa.list_(_TEXT),
+    "flags": pa.list_(_TEXT),
     "classes": pa.list_(_TEXT),
     **dict.fromkeys(
         ("reserved", "locked", "imported", "stands", "late", "duplicate", "mismatch", "blind", "adjudicates"), _FLAG

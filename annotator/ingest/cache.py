@@ -19,7 +19,8 @@ from PIL import Image
 
 from annotator.durable import sync_folder
 from annotator.errors import ImportSourceError, WorkspaceError
-from annotator.ingest.decode import Box, Decoded, Limits
+from annotator.ingest.crops import parse_crop
+from annotator.ingest.decode import Decoded, Limits
 from annotator.ingest.decode_pool import DecodePool, chunk_size
 from annotator.ingest.decode_worker import Outcome, Task
 from annotator.ingest.sources import open_files
@@ -36,8 +37,8 @@ _HEADER_BYTES = 128
 _FLUSH_SECONDS = 20.0
 _SHARD = re.compile(r"pixels-(\d{9})-(\d{9})\.npy")
 _LOCK = ".lock"
-_WORTH_PROCESSES = 200
-"""Below this many files starting processes takes longer than it saves."""
+_WORTH_PROCESSES, _WORTH_SEARCHING = 200, 16
+"""Below this many files, to be decoded or searched for faces, starting processes takes longer than it saves."""
 
 
 def limits_of(workspace: Workspace) -> Limits:
@@ -46,9 +47,9 @@ def limits_of(workspace: Workspace) -> Limits:
     return Limits(imports.max_bytes, imports.max_pixels, imports.min_side)
 
 
-def workers_for(count: int) -> int:
+def workers_for(count: int, searched: bool = False) -> int:
     """Return how many processes to decode `count` files with; 0 means in this one."""
-    return min(os.cpu_count() or 1, 8) if count >= _WORTH_PROCESSES else 0
+    return min(os.cpu_count() or 1, 8) if count >= (_WORTH_SEARCHING if searched else _WORTH_PROCESSES) else 0
 
 
 def cache_folder(workspace: Workspace, size: int) -> Path:
@@ -202,7 +203,7 @@ def _rebuilt(
 
 
 def _decoded(root: Path, records: list[ImageRecord], size: int, limits: Limits) -> Iterator[Outcome]:
-    tasks: list[Task] = [(r.path, Box.parse(r.crop)) for r in records]
+    tasks: list[Task] = [(r.path, parse_crop(r.crop)) for r in records]
     step = chunk_size(size)
     files = open_files(root)
     try:

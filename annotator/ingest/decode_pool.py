@@ -15,26 +15,31 @@ from typing import Self
 
 from annotator.errors import WorkspaceError
 from annotator.ingest.decode import Limits, Quarantine
-from annotator.ingest.decode_worker import READY, Located, Outcome, Setup, Task, decode_at
+from annotator.ingest.decode_worker import READY, Located, Outcome, Setup, Task
+from annotator.ingest.faces.detector import DetectorChoice
 from annotator.ingest.sources import SourceFiles
 
 MAX_CHUNK = 64
+_SEARCHED_CHUNK = 8
+"""Files in a chunk that is searched for faces: each takes long, and may hold many faces."""
 _CHUNK_BYTES = 4_000_000
 _AHEAD = 2
 """Chunks a process may be ahead: their paths must fit a socket's buffer, or both sides would wait for each other."""
 
 
-def chunk_size(size: int) -> int:
-    """Return how many faces of `size` make a chunk whose pixels stay near 4 MB."""
-    return max(1, min(MAX_CHUNK, _CHUNK_BYTES // (size * size * 3)))
+def chunk_size(size: int, searched: bool = False) -> int:
+    """Return how many files make a chunk: pixels at `size` stay near 4 MB; a few when they are `searched` for faces."""
+    return max(1, min(_SEARCHED_CHUNK if searched else MAX_CHUNK, _CHUNK_BYTES // (size * size * 3)))
 
 
 class DecodePool:
     """Decode files of one source at one size. With `workers` 0 it decodes in this process."""
 
-    def __init__(self, files: SourceFiles, size: int, limits: Limits, workers: int) -> None:
+    def __init__(
+        self, files: SourceFiles, size: int, limits: Limits, workers: int, detector: DetectorChoice | None = None
+    ) -> None:
         self._files = files
-        self._setup = Setup(files.root, files.kind, size, limits)
+        self._setup = Setup(files.root, files.kind, size, limits, detector)
         self._workers = [_Worker(self._setup) for _ in range(workers)]
 
     def __enter__(self) -> Self:
@@ -55,9 +60,9 @@ class DecodePool:
             WorkspaceError: a process could not be started.
         """
         if not self._workers:
-            reader = self._setup.open()
+            decoder = self._setup.open()
             for chunk in chunks:
-                yield [decode_at(reader, task, self._setup) for task in self._located(chunk)]
+                yield [decoder(task) for task in self._located(chunk)]
             return
         order: deque[_Worker] = deque()
         for turn, chunk in enumerate(chunks):

@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from annotator.records import KnownFace
 from annotator.store.images import SPLITS, STATES, PoolTable
 
 
 @dataclass(slots=True)
 class ImportReport:
     """The outcome of one import.
+
+    `faces` is what was asked for. `small`, `blurred` and `turned` faces are among those added; `group_photos` hold more
+    than one face, and the labels of `unclear` of these were dropped: nobody knows whose they are.
 
     `samples` = `added` + `changed` + `unchanged` + `quarantined` + `gone`. `added` rows are usable ones (copies across
     splits, `leaks`, included), `changed` files had other content before, `quarantined` counts files newly kept out and
@@ -35,6 +39,12 @@ class ImportReport:
     duplicate_groups: int = 0
     straddling: int = 0
     rebuilt: int = 0
+    faces: str = "none"
+    small: int = 0
+    blurred: int = 0
+    turned: int = 0
+    group_photos: int = 0
+    unclear: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -45,6 +55,12 @@ class ImportReport:
         """Count one more file kept out."""
         self.quarantined += 1
         self.reasons[reason] += 1
+
+    def flag(self, face: KnownFace) -> None:
+        """Count what makes one more face hard to read."""
+        self.small += face.small
+        self.blurred += face.blurred
+        self.turned += bool(face.turned)
 
     def describe(self, table: PoolTable) -> None:
         """Fill in the figures on groups from every sample of the workspace."""
@@ -68,6 +84,13 @@ class ImportReport:
             f"the workspace has {self.distinct} distinct pictures, {self.duplicate_groups} of them more than once and "
             f"{self.straddling} in more than one of {', '.join(SPLITS)} ({self.leaks} copies newly left out)",
         ]
+        if self.faces != "none":
+            lines.append(
+                f"faces ({self.faces}): {self.group_photos} photos with several; of those added {self.small} are "
+                f"small, {self.blurred} blurred, {self.turned} turned away"
+            )
+        if self.unclear:
+            lines.append(f"{self.unclear} photos came with a label and show several faces: these labels were not used")
         if self.repeated_rows:
             lines.append(f"{self.repeated_rows} repeated rows counted once")
         if self.gone:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from annotator.errors import ImportSourceError, TaxonomyError
-from annotator.ingest.decode import Box, Quarantine
+from annotator.ingest.crops import Crop
+from annotator.ingest.decode import Quarantine
 from annotator.ingest.sources import SourceFiles
-from annotator.records import Split
+from annotator.records import Face, Split
 from annotator.taxonomy import BUILTIN, Taxonomy
 
 UNUSABLE = "unusable"
@@ -47,7 +48,8 @@ KNOWN_SLUGS = frozenset(slug for taxonomy in BUILTIN.values() for slug in taxono
 class Sample:
     """One image of a data set as its lists describe it, before any pixel is read.
 
-    `given` and the keys of `votes` are workspace slugs or "unusable".
+    `given` and the keys of `votes` are workspace slugs or "unusable". `crop` is to be taken as it is; `face` is where
+    the list says that the face is.
     """
 
     path: str
@@ -55,7 +57,8 @@ class Sample:
     given: str | None = None
     votes: dict[str, int] | None = None
     subject_id: str | None = None
-    crop: Box | None = None
+    crop: Crop | None = None
+    face: Face | None = None
 
 
 @dataclass(slots=True)

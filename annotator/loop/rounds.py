@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from annotator.chains import chains
 from annotator.durable import sync_folder
 from annotator.errors import InputError, LearnerError
+from annotator.ingest.crops import Square, parse_crop
 from annotator.loop.embed import PixelShards
 from annotator.loop.labels import UNUSABLE, LabelArrays, arrays
 from annotator.records import Snapshot
@@ -124,6 +125,9 @@ def make_round(workspace: Workspace, store: LabelStore, request: RoundRequest) -
     np.save(temporary / "all.npy", np.union1d(pool, truth[0]))
     if len(truth[0]):
         np.savez(temporary / "eval.npz", rows=truth[0], truth=truth[1], split=np.array(truth[2]))
+    boxes = _boxes(store)
+    if boxes is not None:
+        np.save(temporary / "boxes.npy", boxes)
     where = {
         "cache": str(pixels.folder),
         "previous": str(workspace.folder("snapshots") / previous.id) if previous else None,
@@ -191,6 +195,22 @@ def _truth(
     classes = np.array([k for _, k in sorted(known)], dtype=np.int64)
     cached = pixels.has(rows)
     return rows[cached], classes[cached], name
+
+
+def _boxes(store: LabelStore) -> NDArray[np.float32] | None:
+    """Return left, top, right, bottom (highest row + 1, 4) of each face in shares of its square, NaN where unknown.
+
+    None when no face of the workspace is known.
+    """
+    known = store.faces.squares()
+    if not known:
+        return None
+    boxes = np.full((known[-1][0] + 1, 4), np.nan, dtype=np.float32)
+    for row, crop, box in known:
+        square = parse_crop(crop)
+        if isinstance(square, Square):
+            boxes[row] = square.shares(box)
+    return boxes
 
 
 def _write_view(path: Path, labels: LabelArrays, label_seq: int, classes: tuple[str, ...]) -> None:

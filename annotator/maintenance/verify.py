@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from annotator.errors import AnnotatorError
 from annotator.ingest.cache import limits_of
-from annotator.ingest.decode import Box, Decoded, Quarantine, decode
+from annotator.ingest.crops import parse_crop
+from annotator.ingest.decode import Decoded, Quarantine, decode
 from annotator.ingest.sources import SourceFiles, open_files
 from annotator.maintenance.erase import unscrubbed
 from annotator.maintenance.shards import shards
@@ -200,7 +201,7 @@ def _same(workspace: Workspace, files: SourceFiles, record: ImageRecord) -> bool
     data = files.read(record.path, limits.max_bytes)
     if isinstance(data, Quarantine):
         return False
-    decoded = decode(data, record.path, workspace.settings.learner.image_size, limits, Box.parse(record.crop))
+    decoded = decode(data, record.path, workspace.settings.learner.image_size, limits, parse_crop(record.crop))
     return isinstance(decoded, Decoded) and decoded.content_hash == record.content_hash
 
 

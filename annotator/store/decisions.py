@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from annotator.consensus import COUNTING, derive, opinions
 from annotator.errors import AnnotatorError, ConflictError, InputError, NotFoundError
 from annotator.records import Annotation, Answer, Stored, User
-from annotator.store import meta
+from annotator.store import grouping, meta
 from annotator.store.answers import blank_values, check_answer, check_client_id
 from annotator.store.database import Database
 from annotator.store.labels import Labels, Opinion, opinions_of_group, put_label
@@ -177,7 +177,7 @@ class Decisions(Labels):
         if lease.closes:
             connection.execute(_CLOSE, {"_id": answer.lease_id})
         if counts and lease.blind and lease.arm == "random" and not image.reserved:
-            connection.execute(update(images).where(images.c.group_row == image.group_row).values(reserved=True))
+            grouping.reserve(connection, image.row)
         return stored
 
     def _insert(

@@ -12,7 +12,7 @@ from annotator.errors import NotFoundError
 from annotator.store import meta
 from annotator.store.database import Database
 from annotator.store.grouping import tombstone_keys
-from annotator.store.tables import annotations, erasures, images, labels, leases, sources
+from annotator.store.tables import annotations, erasures, faces, images, labels, leases, sources
 from annotator.store.tables import meta as meta_table
 
 _CLEARED = {
@@ -122,6 +122,7 @@ def _forget(connection: Connection, rows: Sequence[int]) -> int:
     groups = select(images.c.group_row).where(images.c.row.in_(rows))
     connection.execute(delete(labels).where(labels.c.row.in_(groups)))
     connection.execute(delete(leases).where(leases.c.row.in_(rows)))
+    connection.execute(delete(faces).where(faces.c.row.in_(rows)))
     connection.execute(update(images).where(images.c.row.in_(rows)).values(**_CLEARED, group_row=images.c.row))
     meta.count_erased(connection, num_annotations)
     return num_annotations

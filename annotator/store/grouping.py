@@ -3,6 +3,9 @@
 A group holds the samples of one `content_hash`. It lives on one side of the split: the strongest split among its usable
 members wins (pool, then val, then test), members of other splits are leaks, and the lowest row of the winning split
 represents the group.
+
+The faces of one photo are no copies of each other and share no label, but the photo's path: it gives them one split,
+and what is kept for validation is kept by photo.
 """
 
 import hashlib
@@ -14,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, select, update
 
 from annotator.records import NewImage
-from annotator.store.tables import erasures, images, meta
+from annotator.store.tables import erasures, images, labels, meta
 
 Identity = tuple[str, str, str | None]
 """Path, crop and content hash: one sample of a source."""
@@ -51,10 +54,19 @@ def find_existing(connection: Connection, source_id: int, new: Sequence[NewImage
 
 def tombstone_keys(source_id: int, path: str, crop: str, content_hash: str | None) -> list[str]:
     """Return the `meta` keys under which an erased sample is remembered, one-way, so that no import brings it back."""
-    facts = [f"file\0{source_id}\0{path}\0{crop}"]
+    keys = [_tombstone(f"file\0{source_id}\0{path}\0{crop}")]
     if content_hash is not None:
-        facts.append(f"content\0{content_hash}")
-    return ["erased:" + hashlib.sha256(fact.encode("utf-8", "surrogatepass")).hexdigest()[:32] for fact in facts]
+        keys.append(_tombstone(f"content\0{content_hash}"))
+    # Another detector would draw another square about the same face: the photo of an erased face yields no new sample.
+    return [*keys, _photo_key(source_id, path)] if "@" in crop else keys
+
+
+def _photo_key(source_id: int, path: str) -> str:
+    return _tombstone(f"photo\0{source_id}\0{path}")
+
+
+def _tombstone(fact: str) -> str:
+    return "erased:" + hashlib.sha256(fact.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _erased(connection: Connection, source_id: int, new: Sequence[NewImage]) -> dict[Identity, int]:
@@ -62,7 +74,7 @@ def _erased(connection: Connection, source_id: int, new: Sequence[NewImage]) -> 
         return {}
     owners: dict[str, list[Identity]] = defaultdict(list)
     for item in new:
-        for key in tombstone_keys(source_id, *identity(item)):
+        for key in {*tombstone_keys(source_id, *identity(item)), _photo_key(source_id, item.path)}:
             owners[key].append(identity(item))
     found: dict[Identity, int] = {}
     keys = list(owners)
@@ -97,6 +109,39 @@ def assign(connection: Connection, values: list[dict[str, Any]]) -> Moved:
                 value["reserved"] = True
     _apply(connection, changes)
     return Moved(regrouped)
+
+
+def reserve_with_photo(connection: Connection, values: list[dict[str, Any]]) -> None:
+    """Keep faces about to be inserted for validation when another face of their photo is."""
+    faces = [value for value in values if "@" in value["crop"]]
+    paths = sorted({value["path"] for value in faces})
+    for start in range(0, len(paths), _CHUNK):
+        query = select(images.c.path).where(
+            images.c.source_id == faces[0]["source_id"],
+            images.c.path.in_(paths[start : start + _CHUNK]),
+            images.c.reserved,
+        )
+        kept = set(connection.execute(query).scalars())
+        for value in faces:
+            value["reserved"] |= value["path"] in kept
+
+
+def reserve(connection: Connection, row: int) -> None:
+    """Keep the group of `row` for validation, and every other face of its photo with it.
+
+    A photo of which another face has been answered stays in training as a whole: it must not be on both sides.
+    """
+    photo = images.alias()
+    mates = (
+        select(images.c.group_row)
+        .join_from(images, photo, (photo.c.source_id == images.c.source_id) & (photo.c.path == images.c.path))
+        .where(photo.c.row == row, images.c.state.in_(("active", "leak")))
+    )
+    own = select(images.c.group_row).where(images.c.row == row).scalar_subquery()
+    groups = set(connection.execute(mates).scalars()) | {connection.execute(select(own)).scalar_one()}
+    answered = select(labels.c.row).where(labels.c.row.in_(groups), labels.c.row != own)
+    if connection.execute(answered.limit(1)).scalar() is None:
+        connection.execute(update(images).where(images.c.group_row.in_(groups)).values(reserved=True))
 
 
 def regroup(connection: Connection, content_hash: str | None) -> set[int]:

@@ -14,8 +14,9 @@ from annotator.errors import InputError, NotFoundError
 from annotator.records import ImageRecord, ImageState, NewImage, Split
 from annotator.store import given, grouping, meta
 from annotator.store.database import Database
+from annotator.store.faces import face_rows
 from annotator.store.labels import refresh_labels
-from annotator.store.tables import annotations, images, labels, sources
+from annotator.store.tables import annotations, faces, images, labels, sources
 
 GivenAs = Literal["annotations", "truth", "none"]
 SPLITS: tuple[Split, ...] = ("pool", "val", "test")
@@ -164,8 +165,12 @@ class Images:
                 _values(source_id, start + offset, item, given_as, self._classes) for offset, item in enumerate(fresh)
             ]
             moved = grouping.assign(connection, values)
+            grouping.reserve_with_photo(connection, values)
             if values:
                 connection.execute(insert(images), values)
+            known_faces = face_rows(fresh, values)
+            if known_faces:
+                connection.execute(insert(faces), known_faces)
             groups = moved.regrouped
             if given_as == "annotations":
                 groups = groups | self._annotate(connection, fresh, values)

@@ -9,12 +9,13 @@ from typing import Any
 from sqlalchemy import Connection, exists, func, select
 
 from annotator.consensus import tally
-from annotator.records import Annotation, ImageRecord, Label
+from annotator.records import Annotation, ImageRecord, KnownFace, Label
 from annotator.store.database import Database
 from annotator.store.decisions import READ, as_annotation
+from annotator.store.faces import FACE, as_face
 from annotator.store.images import RECORD, Source
 from annotator.store.labels import LABEL_COLUMNS, as_label, opinions_by_group
-from annotator.store.tables import annotations, images, labels, sources
+from annotator.store.tables import annotations, faces, images, labels, sources
 
 _BATCH = 1000
 
@@ -38,6 +39,7 @@ class Face:
     truth_votes: dict[str, int] | None
     reserved: bool
     said: tuple[Said, ...]
+    known: KnownFace | None = None
 
 
 class Moment:
@@ -62,7 +64,8 @@ class Moment:
         known = {r.id: Source(*r) for r in self._connection.execute(_SOURCES)}
         answered = exists().where(annotations.c.row == images.c.row)
         query = (
-            select(*RECORD, images.c.truth, images.c.truth_votes, images.c.reserved, *LABEL_COLUMNS)
+            select(*RECORD, images.c.truth, images.c.truth_votes, images.c.reserved, *FACE, *LABEL_COLUMNS)
+            .outerjoin(faces, faces.c.row == images.c.row)
             .outerjoin(labels, labels.c.row == images.c.group_row)
             .where((images.c.state == "active") | answered)
             .order_by(images.c.row)
@@ -76,8 +79,9 @@ class Moment:
             if ahead is not None and ahead[0] == image.row:
                 own, ahead = tuple(ahead[1]), next(said, None)
             truth, votes, reserved = row[width : width + 3]
-            label = Label("unlabeled") if row[width + 3] is None else as_label(row[width + 3 :])
-            yield Face(image, known[image.source_id], label, truth, votes, reserved, own)
+            said_of_face, said_label = row[width + 3 : width + 3 + len(FACE)], row[width + 3 + len(FACE) :]
+            label = Label("unlabeled") if said_label[0] is None else as_label(said_label)
+            yield Face(image, known[image.source_id], label, truth, votes, reserved, own, as_face(said_of_face))
 
     def said(self) -> Iterator[Said]:
         """Yield every annotation, by row and then in commit order."""

@@ -76,6 +76,23 @@ class ImageRow(Base):
     reserved: Mapped[bool] = mapped_column(default=False)  # random-arm face kept for validation: never trained on
 
 
+class FaceRow(Base):
+    """Where the face of a sample is in its upright image, in pixels, and what makes it hard to read."""
+
+    __tablename__ = "faces"
+    row: Mapped[int] = mapped_column(ForeignKey("images.row"), primary_key=True, autoincrement=False)
+    x: Mapped[float] = mapped_column(Float)
+    y: Mapped[float] = mapped_column(Float)
+    width: Mapped[float] = mapped_column(Float)
+    height: Mapped[float] = mapped_column(Float)
+    score: Mapped[float | None] = mapped_column(Float)
+    landmarks: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # five points [x, y]
+    found_by: Mapped[str] = mapped_column(String(32))
+    small: Mapped[bool]
+    blurred: Mapped[bool]
+    turned: Mapped[bool | None]  # null without landmarks
+
+
 class UserRow(Base):
     """An account."""
 

@@ -8,6 +8,7 @@ from annotator.store import schema
 
 sources = cast(Table, schema.SourceRow.__table__)
 images = cast(Table, schema.ImageRow.__table__)
+faces = cast(Table, schema.FaceRow.__table__)
 users = cast(Table, schema.UserRow.__table__)
 tokens = cast(Table, schema.TokenRow.__table__)
 annotations = cast(Table, schema.AnnotationRow.__table__)

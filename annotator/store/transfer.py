@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select, text
+from sqlalchemy import Connection, Table, func, insert, inspect, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 
 from annotator.errors import WorkspaceError
@@ -25,13 +25,14 @@ TABLES: tuple[Table, ...] = (
     tables.users,
     tables.erasures,
     tables.images,
+    tables.faces,
     tables.annotations,
     tables.labels,
     tables.snapshots,
     tables.generations,
     tables.jobs,
 )
-_DECISIVE = (tables.users, tables.images, tables.annotations, tables.labels, tables.erasures)
+_DECISIVE = (tables.users, tables.images, tables.faces, tables.annotations, tables.labels, tables.erasures)
 _BATCH = 1000
 
 
@@ -66,13 +67,19 @@ def load(database: Database, folder: Path) -> Contents:
             if connection.execute(select(func.count()).select_from(table)).scalar_one():
                 raise WorkspaceError(f"{database.name} is not empty (table {table.name}); name a new, empty database")
         connection.execute(tables.meta.delete())
-        for table in TABLES:
+        for table in _present(connection):
             rows = _read(folder / f"{table.name}.jsonl", table)
             while batch := list(islice(rows, _BATCH)):
                 _insert(connection, table, batch)
         if not database.is_sqlite:
             _advance_sequences(connection)
         return _walk(connection, None)
+
+
+def _present(connection: Connection) -> list[Table]:
+    """Return the tables that the database has: an older backup is loaded at its own revision."""
+    there = set(inspect(connection).get_table_names())
+    return [table for table in TABLES if table.name in there]
 
 
 def _insert(connection: Connection, table: Table, batch: list[dict[str, Any]]) -> None:
@@ -87,7 +94,7 @@ def _insert(connection: Connection, table: Table, batch: list[dict[str, Any]]) -
 def _walk(connection: Connection, folder: Path | None) -> Contents:
     rows: dict[str, int] = {}
     decisive = hashlib.sha256()
-    for table in TABLES:
+    for table in _present(connection):
         rows[table.name] = 0
         with ExitStack() as stack:
             file = stack.enter_context(open(folder / f"{table.name}.jsonl", "wb")) if folder is not None else None

@@ -7,8 +7,8 @@ import pytest
 
 from annotator import taxonomy
 from annotator.errors import ImportSourceError, TaxonomyError
+from annotator.ingest.crops import Box
 from annotator.ingest.datasets import open_dataset
-from annotator.ingest.decode import Box
 from annotator.ingest.samples import ClassNames, Layout, Sample
 from tests.ingest import builders
 

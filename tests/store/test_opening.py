@@ -105,10 +105,10 @@ def test_an_older_database_is_backed_up_and_upgraded(workspace: Workspace, monke
     # A database as it was one revision ago: the same tables, stamped with a revision that has a successor.
     versions = workspace.root / "versions"
     versions.mkdir()
-    first = Path(migrate.__file__).parent / "migrations" / "versions" / "0001_first.py"
-    (versions / "0001_first.py").write_text(first.read_text())
-    (versions / "0002_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision = '0002'\ndown_revision = '0001'\n"
+    for path in (Path(migrate.__file__).parent / "migrations" / "versions").glob("0*.py"):
+        (versions / path.name).write_text(path.read_text())
+    (versions / "9999_more.py").write_text(
+        f"import sqlalchemy as sa\nfrom alembic import op\nrevision = '9999'\ndown_revision = '{migrate.HEAD}'\n"
         "def upgrade():\n"
         "    with op.batch_alter_table('annotations', recreate='always') as batch:\n"
         "        batch.add_column(sa.Column('mood', sa.Integer()))\n"
@@ -121,19 +121,20 @@ def test_an_older_database_is_backed_up_and_upgraded(workspace: Workspace, monke
         return config
 
     monkeypatch.setattr(migrate, "alembic_config", with_second)
-    monkeypatch.setattr(migrate, "HEAD", "0002")
+    before = migrate.HEAD
+    monkeypatch.setattr(migrate, "HEAD", "9999")
     database = Database(workspace.database_url, workspace.root / "write.lock")
     lock, backups = workspace.root / "store.lock", workspace.root / "backups"
-    migrate.upgrade(database, lock, backups, revision="0002")
+    migrate.upgrade(database, lock, backups, revision="9999")
     with database.read() as connection:
         assert connection.execute(text("SELECT count(*), max(mood) FROM annotations")).one() == (1, None)
     assert health.missing_triggers(database) == [], "the batch migration dropped them, the upgrade restored them"
     database.close()
     saved = list(backups.iterdir())
-    assert [p.name.startswith("annotator-0001-") for p in saved] == [True]
+    assert [p.name.startswith(f"annotator-{before}-") for p in saved] == [True]
     with closing(sqlite3.connect(saved[0])) as copy:
         assert copy.execute("SELECT count(*) FROM annotations").fetchone() == (1,)
-        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == (before,)
 
 
 def test_a_newer_database_is_refused_and_left_alone(store: LabelStore) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from annotator.errors import ImportSourceError
-from annotator.ingest.decode import Box
+from annotator.ingest.crops import Box
 from annotator.ingest.samples import UNUSABLE, ClassNames, Findings, Sample, read_csv, whole_number
 from annotator.ingest.sources import SourceFiles
 from annotator.records import Split

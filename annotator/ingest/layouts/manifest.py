@@ -1,15 +1,18 @@
 """A CSV or JSONL list of images with whatever is known of them.
 
 Columns (or JSON keys): `path`; optional `label`, `split`, `subject_id`, `crop` ("left,top,width,height" or a list), a
-count per class in a column named by the class, or `votes` as a JSON object.
+count per class in a column named by the class, or `votes` as a JSON object. For `--faces given`: `box`
+("left,top,width,height" of the face, or a list) and `landmarks` (ten numbers: x, y of the eye on the left of the
+picture, the other eye, nose tip, and the mouth corners, left one first).
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from annotator.errors import ImportSourceError
-from annotator.ingest.decode import Box
+from annotator.ingest.crops import Crop, parse_crop
 from annotator.ingest.samples import (
     KNOWN_SLUGS,
     UNUSABLE,
@@ -23,8 +26,10 @@ from annotator.ingest.samples import (
     whole_number,
 )
 from annotator.ingest.sources import SourceFiles
+from annotator.records import NUM_LANDMARKS, Face
 
-_COLUMNS = ("path", "label", "split", "subject_id", "crop", "votes")
+_FAR = 1_000_000  # pixels
+_COLUMNS = ("path", "label", "split", "subject_id", "crop", "votes", "box", "landmarks")
 
 
 class Manifest:
@@ -78,6 +83,7 @@ class Manifest:
             votes=votes,
             subject_id=_text(row, "subject_id", where) or None,
             crop=_crop(row.get("crop"), where),
+            face=_face(row, where),
         )
 
     def _votes(self, where: str, row: Mapping[str, Any]) -> dict[str, int] | None:
@@ -104,11 +110,38 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     return str(value).strip()
 
 
-def _crop(value: object, where: str) -> Box | None:
+def _face(row: Mapping[str, Any], where: str) -> Face | None:
+    box = _numbers(row.get("box"), "box", 4, where)
+    points = _numbers(row.get("landmarks"), "landmarks", 2 * NUM_LANDMARKS, where)
+    if box is None:
+        if points is not None:
+            raise ImportSourceError(f"{where}: `landmarks` without a `box`")
+        return None
+    left, top, width, height = box
+    if width <= 0 or height <= 0:
+        raise ImportSourceError(f"{where}: box {row.get('box')!r} has no positive width and height")
+    pairs = None if points is None else tuple(zip(points[::2], points[1::2], strict=True))
+    return Face((left, top, width, height), landmarks=pairs)
+
+
+def _numbers(value: object, key: str, count: int, where: str) -> list[float] | None:
+    if value is None or value == "":
+        return None
+    parts = value if isinstance(value, list) else str(value).split(",")
+    try:
+        numbers = [float(p) for p in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != count or not all(math.isfinite(n) and abs(n) < _FAR for n in numbers):
+        raise ImportSourceError(f"{where}: `{key}` is {value!r}, not {count} numbers of pixels")
+    return numbers
+
+
+def _crop(value: object, where: str) -> Crop | None:
     if value is None or value == "":
         return None
     text = ",".join(str(v) for v in value) if isinstance(value, list) else str(value)
     try:
-        return Box.parse(text)
+        return parse_crop(text)
     except ValueError as error:
         raise ImportSourceError(f"{where}: {error}") from error
