@@ -39,6 +39,9 @@ def pretrain(
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     start: Annotated[str | None, typer.Option(help="first weights: shipped, timm, or a file")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="folder of faces whose reconstruction is drawn as training goes on (mae)")
+    ] = None,
 ) -> None:
     """Train an encoder on faces without labels; no copy of a validation or test face is learned from."""
     if out is None:
@@ -51,6 +54,8 @@ def pretrain(
         if start is not None:
             changes["backbone"] = {**chosen.backbone.model_dump(), "weights": start}
         prepare(source, chosen.replace(**changes), out)
+    if pictures is not None:
+        keep_pictured(pictures, out)
     with progress.bar("pretrain") as advance:
         made = run_pretraining(out, lambda r: advance(r["progress"], progress.losses(r["logs"])))
     progress.print_json({"encoder": str(made / ENCODER), "bytes": (made / ENCODER).stat().st_size})
@@ -84,6 +89,23 @@ def prepare(source: Path, config: PretrainConfig, out: Path) -> None:
     np.save(out / "rows.npy", rows)
     config.save(out / "config.json")
     write_json(out / "pool.json", {"cache": str(cache.resolve()), "source": str(source.resolve())})
+
+
+def keep_pictured(folder: Path, out: Path) -> None:
+    """Leave the first faces of a folder in a run's, to be drawn as a masked autoencoder fills them in.
+
+    Raises:
+        InputError: the run trains none, or the folder holds no readable image.
+    """
+    from learner.pretrain.pictures import MOST, keep_faces  # plotly takes a second to load
+
+    config = PretrainConfig.load(out / "config.json")
+    if config.mae is None:
+        raise InputError("--pictures shows what a masked autoencoder fills in; this configuration has no `mae`")
+    faces, _, bad = decode_all(folder, image_paths(folder)[:MOST], config.image_size)
+    if not len(faces):
+        raise InputError(f"no readable image in {folder} ({len(bad)} tried); give a folder of faces")
+    keep_faces(out, faces)
 
 
 def without_copies(found: Manifest, cache: PixelCache) -> Rows:

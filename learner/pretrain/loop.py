@@ -31,7 +31,7 @@ from learner.pretrain import targets
 from learner.pretrain.bodies import make_body
 from learner.pretrain.config import PretrainConfig
 from learner.pretrain.encoder import MAX_FIT, FaceEncoder, fit_readout
-from learner.pretrain.mae import MaskedAutoencoding
+from learner.pretrain.mae import MaskedAutoencoder, MaskedAutoencoding
 from learner.pretrain.objectives import FaceTerms, Objective, make_targets
 from learner.pretrain.probe import cross_validate
 from learner.round import Reporter, StoppedError, stop_requests
@@ -141,6 +141,7 @@ class Pretraining:
             last = self.step == config.steps
             if last or self.step % config.probe_every == 0:
                 self._probe()
+                self._draw()
             if last or self.step % config.checkpoint_every == 0 or self.asked.is_set():
                 self.save()
             if self.asked.is_set():
@@ -183,6 +184,13 @@ class Pretraining:
             with (self.folder / CURVE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(point) + "\n")
             self.logs |= {"probe": found["balanced_accuracy"]}
+
+    def _draw(self) -> None:
+        """Add a picture of what a masked autoencoder makes of the faces that the folder keeps for it."""
+        if isinstance(self.ema.network, MaskedAutoencoder):
+            from learner.pretrain.pictures import draw_progress  # plotly takes a second to load
+
+            draw_progress(self.folder, self.ema.network, self.step)
 
     def publish(self) -> None:
         """Write the encoder and let `out` appear, complete and on the disk."""

@@ -34,6 +34,7 @@ from learner.pretrain.mae import (
 from learner.transfer import send
 
 RATIOS = (0.75, 0.9)
+MOST = 8  # faces that a run draws
 ERROR_TOP = 2.0  # brightest error; predicting a normalised patch's mean costs 1
 _PURPOSE = 54
 _GAP, _HEAD, _HIDDEN = 4, 22, 128

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from learner.config import BackboneConfig, write_json
 from learner.data import write_shards
 from learner.errors import CheckpointError, InputError
 from learner.models import load_backbone, make_backbone
+from learner.pretrain.command import keep_pictured
 from learner.pretrain.config import PretrainConfig
 from learner.pretrain.encoder import FaceEncoder
 from learner.pretrain.loop import Pretraining, run_pretraining
@@ -418,6 +421,34 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     whole, parts = (load_file(run_pretraining(tmp_path / n) / "autoencoder.safetensors") for n in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_run_draws_the_faces_it_was_given(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", steps=2)
+    with pytest.raises(InputError, match="no readable image"):
+        keep_pictured(tmp_path, tmp_path / "run")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "face.png")
+    keep_pictured(tmp_path, tmp_path / "run")
+    run_pretraining(tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run" / "pictures").glob("*.png")] == ["step-0000002.png"]
+    make_run(tmp_path / "other").replace(terms={}, mae=None).save(tmp_path / "other" / "config.json")
+    with pytest.raises(InputError, match="no `mae`"):
+        keep_pictured(tmp_path, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("name", "patches", "kept"), [("mae_vit", 64, 16), ("mae_vit_base", 196, 49)])
+def test_shipped_configurations_are_whole_and_build(name: str, patches: int, kept: int) -> None:
+    path = Path(__file__).parents[3] / "configs" / "pretrain" / f"{name}.yaml"
+    config = PretrainConfig.load(path)
+    assert set(yaml.safe_load(path.read_text())) == set(PretrainConfig.model_fields) - {"views"}
+    head = path.read_text().splitlines()[:10]
+    for word in ("command:", "hardware:", "duration:", "expected:"):
+        assert any(line.startswith("#") and word in line for line in head)
+    assert config.mae is not None
+    with torch.device("meta"):
+        vit, _ = make_backbone(config.backbone, config.image_size)
+        network = MaskedAutoencoder(vit, config.mae)
+    assert (network.num_patches, network.kept) == (patches, kept)
 
 
 def test_the_encoder_of_a_run_reads_faces_and_starts_a_backbone(tmp_path: Path) -> None:
