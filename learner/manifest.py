@@ -149,22 +149,36 @@ def read_ferplus(path: Path, rule: Callable[[NDArray[np.float64]], int] = plural
     Raises:
         InputError: it is not in FER+ layout.
     """
+    found = _read_ferplus(path)
+    label = np.array([rule(votes) for votes, _ in found.values()], np.int64)
+    return Manifest(path, FERPLUS, list(found), label, np.array([split for _, split in found.values()], np.int64))
+
+
+def read_votes(path: Path) -> NDArray[np.float64]:
+    """Return the votes (N,10) of a FER+ zip for eight classes, unknown and no face, by the rows of `read_ferplus`.
+
+    Raises:
+        InputError: it is not in FER+ layout.
+    """
+    return np.stack([votes for votes, _ in _read_ferplus(path).values()])
+
+
+def _read_ferplus(path: Path) -> dict[str, tuple[NDArray[np.float64], int]]:
+    """Read votes (10,) and split of every image of a FER+ zip, each named once."""
     with zipfile.ZipFile(path) as archive:
         members = set(archive.namelist())
         if "fer2013new.csv" not in members:
             raise InputError(f"{path} has no fer2013new.csv; it is not in FER+ layout")
         table = list(csv.DictReader(io.StringIO(archive.read("fer2013new.csv").decode("utf-8-sig"))))
-    names: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[NDArray[np.float64], int]] = {}
     for record in table:
         member = f"{_FERPLUS_FOLDERS.get(record['Usage'], '')}/{record['Image name']}"
-        if member not in members or member in names:
-            continue
-        votes = np.array([float(record[name]) for name in (*FERPLUS, "unknown", "NF")])
-        names[member] = (rule(votes), list(_FERPLUS_FOLDERS).index(record["Usage"]))
-    if not names:
+        if member in members and member not in found:
+            votes = np.array([float(record[name]) for name in (*FERPLUS, "unknown", "NF")])
+            found[member] = (votes, list(_FERPLUS_FOLDERS).index(record["Usage"]))
+    if not found:
         raise InputError(f"{path} holds none of the images that its fer2013new.csv names")
-    label, split = np.array(list(names.values()), np.int64).T
-    return Manifest(path, FERPLUS, list(names), label.copy(), split.copy())
+    return found
 
 
 def decode(data: bytes, size: int, name: str, box: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
