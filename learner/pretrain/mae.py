@@ -315,8 +315,9 @@ def reconstruction_errors(
 ) -> tuple[Tensor, Tensor]:
     """Measure how badly each face uint8 (n,3,s,s) is reconstructed where it is masked: (n,) and per patch (n,N).
 
-    A hint at quality and at what is no face (8.1 e); in the units of the loss. Every patch is masked at least once, and
-    its error is the mean over those rounds; a face's is the mean over its patches.
+    A hint at quality and at what is no face (8.1 e), in the units of the loss; a flat image is easy to fill in, so low
+    does not mean a face. Every patch is masked at least once, and its error is the mean over those rounds; a face's is
+    the mean over its patches.
     """
     training = network.training
     network.eval()
