@@ -56,6 +56,8 @@ def prepare(cell: Cell, data: Dataset, folder: Path, validations: int) -> None:
     }
     if data.bank is not None:
         note |= {"initialisation": f"frozen features: {data.bank.asked}", "bank": data.bank.encoder}
+    if data.boxes is not None:
+        note["boxes_hash"] = digest(data.boxes.tobytes().hex())
     if (folder / "cell.json").exists():
         _same(folder, note)
         if not (folder / "results.json").exists():
@@ -69,6 +71,8 @@ def prepare(cell: Cell, data: Dataset, folder: Path, validations: int) -> None:
     shown = replace(data.manifest, split=split)
     manifest.make_run(shown, cell.config, labeled, temporary, data.cache(cell.config.image_size).resolve())
     np.save(temporary / "all.npy", data.evaluation)
+    if data.boxes is not None:
+        np.save(temporary / "boxes.npy", data.boxes)
     _point(temporary, cell, data)
     write_json(temporary / "cell.json", note)
     shutil.rmtree(folder, ignore_errors=True)
@@ -163,6 +167,7 @@ def results(
         "steps_per_second": round(steps / seconds, 3),
         "validation_seconds": round(spent, 2),
         "logs": metrics["logs"],
+        "notes": metrics.get("notes", []),
         "machine": machine(config),
     }
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from learner.bank import FeatureBank
 from learner.benchmark.grid import DatasetEntry
+from learner.boxes import Boxes
 from learner.config import write_json
 from learner.data import PixelCache, Rows
 from learner.duplicates import NEAR_BITS, find_copies
@@ -32,6 +33,7 @@ class Dataset:
     evaluation: Rows
     selection: Rows
     bank: FeatureBank | None = None
+    boxes: Boxes | None = None
 
     def on_bank(self, folder: Path) -> "Dataset":
         """Return the same data read from a feature bank.

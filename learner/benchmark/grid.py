@@ -29,7 +29,7 @@ class DatasetEntry(_Part):
     source: relative to the working directory, or else to the configuration. rule: FER+ votes to label. evaluate: the
     split that is reported on. pool: which unlabeled training images serve, those with a known class or all. bank: a
     feature bank of the same source (`python -m learner bank SOURCE BANK`) that runs read instead of pixels; methods are
-    adapted to it.
+    adapted to it. boxes: a file as a run's `boxes.npy` (`learner.boxes`), by row of the source, for FaceMix.
     """
 
     name: str = Field(pattern=NAME)
@@ -40,6 +40,7 @@ class DatasetEntry(_Part):
     evaluate: Literal["val", "test"] = "val"
     pool: Literal["known", "all"] = "known"
     bank: str | None = None
+    boxes: str | None = None
 
 
 class SplitEntry(_Part):

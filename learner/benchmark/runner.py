@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from learner.benchmark.cell import prepare, run_cell
 from learner.benchmark.faces import Dataset, Told, locate, open_dataset
 from learner.benchmark.grid import Cell, Grid
+from learner.boxes import load_boxes
 from learner.errors import InputError, LearnerError
 from learner.round import StoppedError, stop_requests
 
@@ -93,6 +94,7 @@ def prepare_grid(grid: Grid, config: Path, out: Path, places: dict[str, str], to
         InputError: a source is missing or malformed, or OUT was made from another.
     """
     known = {entry.name for entry in grid.datasets} | {f"{entry.name}.bank" for entry in grid.datasets if entry.bank}
+    known |= {f"{entry.name}.boxes" for entry in grid.datasets}
     unknown = sorted(places.keys() - known)
     if unknown:
         raise InputError(f"no data set {unknown[0]!r}; there are {', '.join(sorted(known))}")
@@ -103,7 +105,8 @@ def prepare_grid(grid: Grid, config: Path, out: Path, places: dict[str, str], to
         opened = open_dataset(entry, source, out / "data" / entry.name, sizes, told)
         if entry.bank is not None:
             opened = opened.on_bank(locate(places.get(f"{entry.name}.bank", entry.bank), config))
-        datasets[entry.name] = opened
+        boxes = places.get(f"{entry.name}.boxes", entry.boxes)
+        datasets[entry.name] = opened if boxes is None else replace(opened, boxes=load_boxes(locate(boxes, config)))
     return datasets
 
 

@@ -78,6 +78,27 @@ def test_copies_of_training_images_are_not_evaluated(finished: tuple[Path, Path,
     assert {40, 41} <= set(unlabeled.tolist())  # no known class: in the pool, never a label
 
 
+def test_facemix_gets_the_boxes_of_its_images_and_says_when_there_are_none(
+    finished: tuple[Path, Path, Grid], tmp_path: Path
+) -> None:
+    folder, _, _ = finished
+    low = np.random.default_rng(0).random((TRAIN, 2)) / 2
+    np.save(tmp_path / "boxes.npy", np.concatenate([low, low + 0.4], axis=1).astype(np.float32))
+    entry = settings()["datasets"][0]
+    methods = {"methods": [{"name": "mixup"}, {"name": "facemix", "host": "mixup"}], "split_seeds": [0]}
+    found = {}
+    for name, more in (("boxes", {"boxes": str(tmp_path / "boxes.npy")}), ("none", {})):
+        data = settings(**methods, datasets=[entry | more])
+        run_all(data, folder, tmp_path / name)
+        found[name] = {method: result(tmp_path / name, method)[1] for method in ("mixup", "facemix")}
+    assert found["boxes"]["facemix"]["logs"]["facemix/kappa"] > 0
+    assert found["boxes"]["facemix"]["notes"] == found["none"]["mixup"]["notes"] == []
+    assert "no face box" in found["none"]["facemix"]["notes"][0]
+    assert found["none"]["facemix"]["last"] == found["none"]["mixup"]["last"], "it is Mixup, then"
+    with pytest.raises(InputError, match="another boxes_hash"):
+        run_all(settings(**methods), folder, tmp_path / "boxes")
+
+
 def test_pseudo_labels_are_counted_only_where_the_truth_is_known(finished: tuple[Path, Path, Grid]) -> None:
     _, out, _ = finished
     folder, found = result(out)
