@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,34 @@ _SHARD = re.compile(r"features-(\d{9})-(\d{9})\.npy")
 
 @dataclass(frozen=True, slots=True)
 class EncoderInfo:
-    """What made the features: `kind` is hog or snapshot, `dim` their length."""
+    """What made the features: `kind` is hog, snapshot or network, `dim` their length.
+
+    `source` tells where a network comes from: a file and its digest, the pool's pre-training, or timm's hub.
+    """
 
     id: str
     kind: str
     dim: int
     image_size: int
+    source: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the contents of `encoder.json`."""
-        return {"id": self.id, "kind": self.kind, "dim": self.dim, "image_size": self.image_size}
+    @classmethod
+    def read(cls, folder: Path) -> "EncoderInfo":
+        """Read `encoder.json`.
+
+        Raises:
+            NotFoundError: there is none.
+            WorkspaceError: it cannot be read.
+        """
+        try:
+            data = json.loads((folder / INFO).read_text(encoding="utf-8"))
+            return cls(data["id"], data["kind"], int(data["dim"]), int(data["image_size"]), data.get("source", ""))
+        except FileNotFoundError as error:
+            raise NotFoundError(f"no encoder in {folder}; the learner makes one when it runs") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise WorkspaceError(
+                f"{folder / INFO} is damaged ({error}); delete the folder, the learner remakes it"
+            ) from error
 
 
 class FeatureShards:
@@ -48,15 +66,7 @@ class FeatureShards:
             WorkspaceError: its `encoder.json` cannot be read.
         """
         self.folder = folder
-        try:
-            data = json.loads((folder / INFO).read_text(encoding="utf-8"))
-            self.info = EncoderInfo(data["id"], data["kind"], int(data["dim"]), int(data["image_size"]))
-        except FileNotFoundError as error:
-            raise NotFoundError(f"no encoder in {folder}; the learner makes one when it runs") from error
-        except (OSError, ValueError, KeyError) as error:
-            raise WorkspaceError(
-                f"{folder / INFO} is damaged ({error}); delete the folder, the learner remakes it"
-            ) from error
+        self.info = EncoderInfo.read(folder)
         self._starts: list[int] = []
         self._parts: list[NDArray[np.float16]] = []
         self.reload()
@@ -71,7 +81,7 @@ class FeatureShards:
                 np.savez(file, **extra)  # type: ignore[arg-type]
                 os.fsync(file.fileno())
         with (temporary / INFO).open("w", encoding="utf-8") as file_:
-            json.dump(info.as_dict(), file_)
+            json.dump(asdict(info), file_)
             file_.flush()
             os.fsync(file_.fileno())
         sync_folder(temporary)

@@ -4,6 +4,7 @@ Every field can be overridden by an environment variable `ANNOTATOR_<SECTION>__<
 `ANNOTATOR_LEARNER__DEVICE=cuda`.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -19,8 +20,40 @@ from annotator.errors import InputError, WorkspaceError
 FILE = "workspace.yaml"
 DEFAULT_METHODS = ("loop",)
 """What a workspace trains unless its settings say otherwise; the first is the one that a single run takes."""
+SHIPPED, POOL, RANDOM, TIMM = "shipped", "pool", "random", "timm:"
+"""What `learner.start` may be, beside the path of a file."""
 _LONGEST_METHOD = 32  # a snapshot's id is the name and a number, and has 40 characters
 _METHOD = re.compile(r"[a-z0-9_]+(\+[a-z0-9_]+)*")
+
+
+def check_start(start: str) -> str:
+    """Return `start` when it may be what a workspace starts from.
+
+    Raises:
+        ValueError: it is neither a known word nor the name of a safetensors file.
+    """
+    named = start in (SHIPPED, POOL, RANDOM) or (start.startswith(TIMM) and len(start) > len(TIMM))
+    if not named and not start.endswith(".safetensors"):
+        raise ValueError(f"{start!r} is no start; give shipped, pool, random, timm:NAME or an encoder's .safetensors")
+    return start
+
+
+def absolute_start(start: str) -> str:
+    """Return a start that a person has typed, its path as it is seen from anywhere.
+
+    Raises:
+        InputError: there is no such start, or no such file.
+    """
+    try:
+        check_start(start)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if start in (SHIPPED, POOL, RANDOM) or start.startswith(TIMM):
+        return start
+    path = Path(start).expanduser().resolve()
+    if not path.is_file():
+        raise InputError(f"no encoder {path}; give shipped, pool, random, timm:NAME or a file that exists")
+    return str(path)
 
 
 class _Section(BaseModel):
@@ -70,11 +103,17 @@ class LearnerSettings(_Section):
     """What is trained, when, and with how much of the machine.
 
     methods: recipes that are trained in turn, each with snapshots of its own. `method: x` is read as `methods: [x]`.
+    start: the encoder that the fast learner, retrieval and coverage read faces with, and that training starts from
+    where it has the same backbone. shipped: the one that comes with the project. pool: the one that
+    `annotator pretrain` has adapted to these faces, the shipped one until then. random: nothing learned, HOG features
+    and random first weights. timm:NAME: a model of timm's hub. Else the file of an encoder; a relative path begins at
+    the workspace.
     """
 
     methods: tuple[str, ...] = Field(DEFAULT_METHODS, min_length=1)
-    backbone: str = "resnet10_small"
-    weights: str | None = Field(None, description="path of safetensors/weights_only file, 'timm', or null for none")
+    start: str = SHIPPED
+    backbone: str = "resnet10_grid"
+    weights: str | None = Field(None, description="path of safetensors/weights_only file, 'timm', or null for `start`")
     image_size: int = Field(48, ge=16, le=512)
     device: str = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
@@ -106,6 +145,11 @@ class LearnerSettings(_Section):
             if methods.count(name) > 1:
                 raise ValueError(f"{name!r} is named twice")
         return methods
+
+    @field_validator("start")
+    @classmethod
+    def _source(cls, start: str) -> str:
+        return check_start(start)
 
 
 YUNET = (
@@ -216,10 +260,28 @@ class Workspace:
         settings = _validate(data, FILE)
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        temporary = folder / f".{FILE}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / FILE)
+        _replace(folder / FILE, text)
         return cls(folder, settings)
+
+    def start_from(self, start: str) -> None:
+        """Set `learner.start`, here and in `workspace.yaml`, of which the rest stays as it is written.
+
+        Raises:
+            InputError: there is no such start.
+        """
+        path = self.root / FILE
+        text = path.read_text(encoding="utf-8")
+        data = yaml.safe_load(text) or {}
+        wanted = {**data, "learner": {**(data.get("learner") or {}), "start": start}}
+        settings = _validate(wanted, str(path))
+        line = f"start: {json.dumps(start)}"
+        edited, count = re.subn(r"(?m)^(learner:\n(?:[ #].*\n|\n)*?  )start:.*$", rf"\g<1>{line}", text, count=1)
+        if not count:
+            edited = re.sub(r"(?m)^learner:\s*$", f"learner:\n  {line}", text, count=1)
+        if yaml.safe_load(edited) != wanted:  # laid out in another way: comments go
+            edited = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+        _replace(path, edited)
+        self.settings = settings
 
     @property
     def database_url(self) -> str:
@@ -231,6 +293,12 @@ class Workspace:
         path = self.root / kind
         path.mkdir(exist_ok=True)
         return path
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _validate(data: dict[str, Any], where: str) -> Settings:

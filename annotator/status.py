@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from annotator import encoders
 from annotator.chains import Standing, standings
 from annotator.locks import lock_held
 from annotator.settings import Workspace
@@ -49,6 +50,11 @@ def workspace_status(workspace: Workspace, store: LabelStore) -> dict[str, Any]:
             "mode": generation.mode if generation else "import order",
             "model": generation.model_version if generation else None,
             "behind": max(0, last_seq - (generation.label_seq if generation else 0)),
+        },
+        "encoder": {
+            "start": workspace.settings.learner.start,
+            "id": (generation.encoder or None) if generation else None,
+            "pretraining": encoders.pretraining(workspace)["state"],
         },
         "learner": learner_state(workspace),
     }

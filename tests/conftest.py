@@ -139,7 +139,14 @@ def sqlite_store(workspace: Workspace) -> Iterator[LabelStore]:
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     """Load torch and Gradio once for all commands, servers and rounds of the session."""
-    with Zygote("annotator.cli", "ui.app", "learner.cli", "learner.round", "annotator.loop.embed_snapshot") as running:
+    with Zygote(
+        "annotator.cli",
+        "ui.app",
+        "learner.cli",
+        "learner.round",
+        "annotator.loop.embed_network",
+        "learner.pretrain.loop",
+    ) as running:
         yield running
 
 

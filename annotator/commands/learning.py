@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this file to `app`."""
     app.command("learn")(learn)
     app.command("retrain")(retrain)
+    app.command("pretrain")(pretrain)
     app.command("evaluate")(evaluate)
     app.command("models")(models)
     app.command("serve-model")(serve_model)
@@ -76,6 +77,32 @@ def retrain(
         time.sleep(pause)
 
 
+def pretrain(
+    ws: WorkspaceArg,
+    start: Annotated[
+        str | None,
+        typer.Option(help="First weights: shipped, pool, random, timm:NAME or a file; default: learner.start."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: 1000.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file with other values; see configs/pretrain.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Adapt the encoder to the workspace's own faces, without labels; from then on the workspace starts from it."""
+    from annotator.loop.pretrain import pretrain as adapt
+    from annotator.loop.pretraining import PretrainRequest
+    from annotator.settings import absolute_start
+
+    request = PretrainRequest(
+        absolute_start(start) if start is not None else None, steps, config.resolve() if config is not None else None
+    )
+    with progress_bar("pre-training") as progress:
+        result = adapt(Workspace.open(ws), request, progress)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        out.print(result.summary(), markup=False)
+
+
 def evaluate(
     ws: WorkspaceArg,
     split: Annotated[str, typer.Option(help="val, or test (look at a test split once).")] = "val",
@@ -95,7 +122,7 @@ def evaluate(
 def models(ws: WorkspaceArg, as_json: JsonFlag = False) -> None:
     """Show each method's newest snapshot, and how it stands against the features that serve."""
     from annotator.chains import standings
-    from annotator.loop.serving import HOG, stands
+    from annotator.loop.serving import stands
     from annotator.status import workspace_status
 
     with opened(ws) as (workspace, store):
@@ -107,9 +134,9 @@ def models(ws: WorkspaceArg, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json({"serving": data["serving"], "methods": data["methods"], "against": against})
         return
-    serving, chosen = data["serving"]["snapshot"] or HOG, data["serving"]["chosen"]
+    serving, chosen = data["serving"]["snapshot"] or data["encoder"]["id"], data["serving"]["chosen"]
     why = f"{chosen} was chosen" if chosen else "by people's answers"
-    out.print(f"{serving} serves ({why})", markup=False)
+    out.print(f"{serving} serves ({why})" if serving else "no features yet: run annotator learn", markup=False)
     for method, told in data["methods"].items():
         out.print(f"{method}: {chain_line(told)}", markup=False)
         if (shown := against[method]) is not None:
@@ -122,8 +149,8 @@ def serve_model(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A method (its newest snapshot, also later ones), a snapshot's id, 'hog' for the features without "
-            "training, or 'auto': people's answers decide.",
+            help="A method (its newest snapshot, also later ones), a snapshot's id, 'start' for the encoder that the "
+            "workspace starts from, or 'auto': people's answers decide.",
         ),
     ],
 ) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from annotator import taxonomy
 from annotator.commands.console import JsonFlag, WorkspaceArg, chain_line, opened, out, print_json, progress_bar
-from annotator.settings import Workspace
+from annotator.settings import Workspace, absolute_start
 
 
 class ImportFormat(StrEnum):
@@ -65,12 +65,19 @@ def init(
     method: Annotated[
         list[str] | None, typer.Option(help="A recipe to train; given several times, they are trained in turn.")
     ] = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            help="The encoder to begin with: shipped, random (HOG features, untrained weights), timm:NAME or a file; "
+            "annotator pretrain makes it pool."
+        ),
+    ] = "shipped",
     database: Annotated[
         str | None, typer.Option(help="SQLAlchemy URL, e.g. postgresql+psycopg://…; default: SQLite in the workspace.")
     ] = None,
 ) -> None:
     """Make a new, empty workspace."""
-    learner: dict[str, Any] = {"image_size": image_size}
+    learner: dict[str, Any] = {"image_size": image_size, "start": absolute_start(start)}
     if method:
         from annotator.loop.retrain import check_method
 
@@ -131,7 +138,7 @@ def status(ws: WorkspaceArg, as_json: JsonFlag = False) -> None:
         print_json(data)
         return
     out.print(f"workspace {workspace.root}", markup=False)
-    for key in ("images", *(["faces"] if data["faces"]["known"] else []), "labels", "queue", "learner"):
+    for key in ("images", *(["faces"] if data["faces"]["known"] else []), "labels", "queue", "encoder", "learner"):
         out.print(f"{key:>12}: " + ", ".join(f"{k} {v}" for k, v in data[key].items()), markup=False)
     out.print(f"{'annotations':>12}: {data['annotations']}", markup=False)
     for method, told in data["methods"].items():

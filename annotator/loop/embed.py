@@ -124,6 +124,11 @@ class HogEncoder:
         target = self._building or self.shards
         return self._pixels.stop - max(target.stop if target is not None else 0, self._pixels.first)
 
+    @property
+    def enough(self) -> bool:
+        """Whether there are faces to fit to."""
+        return self._pixels.stop - self._pixels.first >= 2
+
     def step(self, *, quiet: bool) -> int:
         """Embed up to `STEP_ROWS` more rows and return how many; 0 when there is nothing to do.
 

@@ -11,18 +11,19 @@ from types import FrameType
 from threadpoolctl import threadpool_limits
 
 from annotator.chains import current
+from annotator.encoders import RUN_PREFIX
 from annotator.errors import AnnotatorError
 from annotator.features import FeatureShards
 from annotator.loop import publish, scores, signals
 from annotator.loop.contest import Contest
-from annotator.loop.embed import HogEncoder
-from annotator.loop.embed_snapshot import SnapshotEncoder
+from annotator.loop.embed_network import NetworkFeatures
 from annotator.loop.pool import PoolFollower
 from annotator.loop.refresh import Refresher
-from annotator.loop.report import Report, learner_lock
+from annotator.loop.report import LearnerState, Report, learner_lock
 from annotator.loop.rotation import Rotation
 from annotator.loop.rounds import RoundRequest
-from annotator.loop.serving import HOG, chosen_snapshot
+from annotator.loop.serving import START_NAMES, chosen_snapshot
+from annotator.loop.start import StartEncoder
 from annotator.loop.training import Outcome, RoundRunner
 from annotator.records import Annotation, Generation, Snapshot
 from annotator.settings import Workspace
@@ -49,12 +50,13 @@ class Learner:
         self.runner = RoundRunner(workspace, store)
         self.pool = PoolFollower(store, workspace.settings.taxonomy.slugs)
         self.report = Report(workspace.root / "learner.json")
-        self._hog = HogEncoder(workspace)
+        generation = store.learning.current_generation()
+        self.base = StartEncoder(workspace, generation.encoder if generation is not None else "")
         self._refresher = Refresher(workspace.settings)
         self._rotation = Rotation(self._settings)
         self._contest = Contest(workspace)
         self._signals = signals.Board()
-        self._encoder: SnapshotEncoder | None = None
+        self._encoder: NetworkFeatures | None = None
         self._stale = True
         self._grown = True
         self._refreshed_at = float("-inf")
@@ -77,7 +79,7 @@ class Learner:
     @property
     def shards(self) -> FeatureShards | None:
         """The features that serve."""
-        return self._encoder.shards if self._encoder is not None else self._hog.shards
+        return self._encoder.shards if self._encoder is not None else self.base.shards
 
     def tick(self) -> bool:
         """Follow answers and faces, refresh the order when it is due, move training on."""
@@ -87,10 +89,12 @@ class Learner:
         self._hear(change.answers)
         quiet = time.monotonic() - self.pool.grew_at > QUIET_SECONDS
         before = self.shards
-        embedded = self._hog.step(quiet=quiet)
+        embedded = self.base.step(quiet=quiet)
         embedded += self._encoder.step() if self._encoder is not None else 0
         if self.shards is not before:
             self._stale = True  # the first features, or better ones
+            if before is not None:
+                self._contend(self.store.learning.snapshots())
         self._grown = self._grown or bool(embedded)
         worked = bool(embedded) | self._refresh_when_due()
         self._train()
@@ -131,7 +135,7 @@ class Learner:
         shards = publish.build_encoder(self.workspace, snapshot_id)
         if self._encoder is not None:
             self._encoder.close()
-        self._encoder = SnapshotEncoder(self.workspace, shards)
+        self._encoder = NetworkFeatures(self.workspace, shards)
 
     def _hear(self, new: Sequence[Annotation]) -> None:
         best = self._contest.hear(new, lambda seq: self.store.decisions.list(after_seq=seq), self.pool.group_of)
@@ -146,7 +150,7 @@ class Learner:
         self._stale = True
         self._contend(self.store.learning.snapshots())
 
-    def _serve_hog(self) -> None:
+    def _serve_start(self) -> None:
         if self._encoder is not None:
             self._encoder.close()
         self._encoder = None
@@ -180,9 +184,9 @@ class Learner:
         """Serve what a person has chosen, where it can be had."""
         self._choice = self.store.learning.chosen()
         serving = next((s.id for s in snapshots if s.serving), None)
-        if self._choice == HOG and serving is not None and self._hog.shards is not None:
-            self._serve_hog()
-        elif self._choice not in (None, HOG):
+        if self._choice in START_NAMES and serving is not None and self.base.shards is not None:
+            self._serve_start()
+        elif self._choice not in (None, *START_NAMES):
             wanted = chosen_snapshot(self.workspace, snapshots, str(self._choice))
             if wanted is not None and wanted.id != serving:
                 self._serve(wanted.id, f"{self._choice} was chosen")
@@ -225,6 +229,13 @@ class Learner:
 
     def _conclude(self, outcome: Outcome) -> None:
         method = outcome.run.rsplit("-", 1)[0]
+        if outcome.encoder is not None:
+            self.report.message = f"{outcome.encoder} is adapted to these faces; it serves as soon as it has read them"
+            self.base.aim()
+            return
+        if outcome.run.startswith(RUN_PREFIX):
+            self._tell_failure(outcome.error or "pre-training failed", None)
+            return
         if outcome.snapshot is None:
             self._tell_failure(outcome.error or "training failed", method)
             return
@@ -240,11 +251,13 @@ class Learner:
 
     def _say(self) -> None:
         if not self.runner.busy:
-            self.report.say("idle")
+            self.report.say("idle", trouble=self.base.trouble)
             return
         told = self.runner.progress()
+        work: LearnerState = "pretraining" if self.runner.pretraining else "training"
         self.report.say(
-            "publishing" if self.runner.publishing else "training",
+            "publishing" if self.runner.publishing else work,
+            trouble=self.base.trouble,
             progress=told.get("progress", 0.0),
             eta_s=told.get("eta_s"),
             method=self.runner.name.rsplit("-", 1)[0] if self.runner.name else None,
@@ -256,6 +269,7 @@ class Learner:
         self.runner.stop()
         if self._encoder is not None:
             self._encoder.close()
+        self.base.close()
         self._contest.close()
         self.report.say("off")
 

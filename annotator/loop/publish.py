@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from annotator import encoders
 from annotator.chains import kept
 from annotator.durable import sync_folder
 from annotator.errors import LearnerError
@@ -184,7 +185,8 @@ def build_encoder(workspace: Workspace, snapshot_id: str) -> FeatureShards:
 
 def drop_encoders(workspace: Workspace, keep: set[str]) -> None:
     """Delete the features of snapshots that do not serve any more, and half-made ones."""
-    for path in workspace.folder("encoders").iterdir():
-        hog = path.name.startswith("hog-") or path.name.startswith(".hog-")
-        if not hog and path.name not in keep:
+    for path in workspace.folder("encoders").glob(".making-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path, info in encoders.folders(workspace).items():
+        if info.kind == "snapshot" and info.id not in keep:
             shutil.rmtree(path, ignore_errors=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from annotator.errors import WorkspaceBusyError
 from annotator.settings import Workspace
 
-LearnerState = Literal["idle", "training", "publishing", "off"]
+LearnerState = Literal["idle", "training", "pretraining", "publishing", "off"]
 REPEAT_SECONDS = 5.0
 
 
@@ -57,13 +57,14 @@ class Report:
         eta_s: float | None = None,
         method: str | None = None,
         round_: str | None = None,
+        trouble: str | None = None,
     ) -> None:
-        """Replace the report atomically. `message` stays until it is replaced."""
+        """Replace the report atomically. `message` stays until it is replaced, and `trouble` goes before it."""
         said: dict[str, Any] = {
             "state": state,
             "progress": None if progress is None else round(progress, 3),
             "eta_s": eta_s,
-            "message": self.message,
+            "message": trouble or self.message,
             "method": method,
             "round": round_,
         }

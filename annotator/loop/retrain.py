@@ -1,24 +1,19 @@
 """`annotator retrain`: one round, published, and an order made with it; for cron, systemd and Slurm."""
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from annotator.chains import chains, longest_waiting
-from annotator.errors import InputError, LearnerError, WorkspaceBusyError
+from annotator.errors import InputError, LearnerError
+from annotator.loop.jobs import Progress, follow
 from annotator.loop.labels import arrays
-from annotator.loop.learn import POLL_SECONDS, opened
 from annotator.loop.rounds import RoundRequest, build_config
 from annotator.loop.training import JOB
-from annotator.records import Job
 from annotator.settings import Workspace
 from annotator.store import LabelStore
-
-Progress = Callable[[int, int, str], None]
-_BAR = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +73,7 @@ def retrain_once(
         if if_new_labels is not None and new < if_new_labels:
             return RetrainResult(None, None, new, 0.0)
         job = store.learning.file_job(JOB, _payload(method, config))
-    try:
-        finished = _work(workspace, job, progress)
-    except WorkspaceBusyError:
-        finished = _wait(workspace, job, progress)
-    if finished.state == "failed":
-        raise LearnerError(finished.message or "training failed")
+    finished = follow(workspace, job, progress)
     with LabelStore.open(workspace) as store:
         name = (finished.message or "").removeprefix("snapshot ")
         snapshot = next((s for s in store.learning.snapshots() if s.id == name), None)
@@ -127,59 +117,3 @@ def new_labels(workspace: Workspace, store: LabelStore, method: str) -> int:
 
 def _payload(method: str | None, config: Path | None) -> dict[str, object]:
     return {"trigger": "command", "method": method, "config": str(config) if config is not None else None}
-
-
-def _work(workspace: Workspace, job: Job, progress: Progress | None) -> Job:
-    """Be the learner until the job is finished and an order is made with its result."""
-    with opened(workspace) as learner:
-        while True:
-            worked = learner.tick()
-            now = _find(learner.store, job)
-            if now.state in ("done", "failed"):
-                if len(learner.pool.rows):
-                    learner.refresh()
-                return now
-            _tell(workspace, progress)
-            time.sleep(0.0 if worked else POLL_SECONDS)
-
-
-def _wait(workspace: Workspace, job: Job, progress: Progress | None) -> Job:
-    """Follow the running learner until it has finished the job; become the learner if it ends before."""
-    with LabelStore.open(workspace) as store:
-        while True:
-            now = _find(store, job)
-            if now.state in ("done", "failed"):
-                return now
-            _tell(workspace, progress)
-            time.sleep(0.5)
-            if not _running(workspace):
-                break
-    try:
-        return _work(workspace, job, progress)
-    except WorkspaceBusyError:  # another one was faster
-        return _wait(workspace, job, progress)
-
-
-def _find(store: LabelStore, job: Job) -> Job:
-    found = next((j for j in store.learning.jobs() if j.id == job.id), None)
-    if found is None:
-        raise LearnerError(f"job {job.id} is gone")
-    return found
-
-
-def _running(workspace: Workspace) -> bool:
-    return bool(_report(workspace).get("state", "off") != "off")
-
-
-def _report(workspace: Workspace) -> dict[str, Any]:
-    try:
-        data = json.loads((workspace.root / "learner.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _tell(workspace: Workspace, progress: Progress | None) -> None:
-    if progress is not None:
-        told = _report(workspace)
-        progress(int(_BAR * (told.get("progress") or 0)), _BAR, str(told.get("state", "")))

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from annotator import encoders
 from annotator.chains import chains
 from annotator.durable import sync_folder
 from annotator.errors import InputError, LearnerError
@@ -56,11 +57,11 @@ def build_config(workspace: Workspace, request: RoundRequest, steps: int) -> Run
         "device": settings.device,
         "precision": settings.precision,
         "threads": settings.threads,
-        "backbone": {"name": settings.backbone, "weights": settings.weights},
+        "backbone": {"name": settings.backbone, "weights": encoders.first_weights(workspace)},
         "steps": steps,
     }
     if request.config is not None:
-        values |= _read_overrides(request.config)
+        values |= read_overrides(request.config)
     if request.method is not None:
         values["method"] = request.method
     if values["image_size"] != settings.image_size:
@@ -73,7 +74,12 @@ def build_config(workspace: Workspace, request: RoundRequest, steps: int) -> Run
         raise InputError(str(error)) from error
 
 
-def _read_overrides(path: Path) -> dict[str, Any]:
+def read_overrides(path: Path) -> dict[str, Any]:
+    """Read a YAML file with other values of a run.
+
+    Raises:
+        InputError: it cannot be read or holds no mapping.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -97,31 +103,32 @@ def planned_steps(workspace: Workspace, last_metrics: dict[str, float] | None) -
 def make_round(workspace: Workspace, store: LabelStore, request: RoundRequest) -> Path:
     """Freeze labels and pool into a new folder under `runs/` and return it. It appears complete or not at all.
 
-    The round goes on from the newest snapshot of its own method; a method's first round starts anew.
+    The round goes on from the newest snapshot of its own method. A method's first round starts anew, and so does the
+    first after backbone or start have changed: after the encoder was adapted to the pool, say.
 
     Raises:
         InputError: the configuration asked for is wrong.
         LearnerError: there is nothing to train on, or no pixels.
     """
-    previous = _previous(workspace, store, build_config(workspace, request, 1).method)
+    previous = _previous(workspace, store, build_config(workspace, request, 1))
     config = build_config(workspace, request, planned_steps(workspace, previous.metrics if previous else None))
     label_seq, view = store.decisions.label_view()
     table = store.images.table()
     pixels = PixelShards(workspace.folder("cache") / str(config.image_size))
-    pool = _cached(_representatives(table), pixels)
+    pool = cached(representatives(table), pixels)
     every_label = arrays(store.decisions.labels(), workspace.settings.taxonomy.slugs)
     labels = arrays(view, workspace.settings.taxonomy.slugs)
     labels = labels.take(labels.trainable & np.isin(labels.rows, pool))
     if not len(labels):
         raise LearnerError("no labeled face to train on yet; label some first")
     folder = workspace.folder("runs")
-    name = f"{config.method}-{_next_number(workspace):04d}"
+    name = f"{config.method}-{next_number(workspace):04d}"
     temporary = folder / f".{name}.{os.getpid()}"
     temporary.mkdir()
     config.save(temporary / "config.json")
     _write_view(temporary / "view.npz", labels, label_seq, workspace.settings.taxonomy.slugs)
     truth = _truth(workspace, store, table, every_label, pixels)
-    np.save(temporary / "unlabeled.npy", _unlabeled(pool, table, labels, every_label))
+    np.save(temporary / "unlabeled.npy", unlabeled(pool, table, labels, every_label))
     np.save(temporary / "all.npy", np.union1d(pool, truth[0]))
     if len(truth[0]):
         np.savez(temporary / "eval.npz", rows=truth[0], truth=truth[1], split=np.array(truth[2]))
@@ -139,10 +146,20 @@ def make_round(workspace: Workspace, store: LabelStore, request: RoundRequest) -
     return folder / name
 
 
-def _previous(workspace: Workspace, store: LabelStore, method: str) -> Snapshot | None:
-    """Return the newest snapshot of a method whose folder is there."""
-    own = chains(store.learning.snapshots()).get(method, [])
-    return next((s for s in reversed(own) if (workspace.folder("snapshots") / s.id).is_dir()), None)
+def _previous(workspace: Workspace, store: LabelStore, config: RunConfig) -> Snapshot | None:
+    """Return the newest snapshot of the run's method whose folder is there, if it began as this run would."""
+    own = chains(store.learning.snapshots()).get(config.method, [])
+    newest = next((s for s in reversed(own) if (workspace.folder("snapshots") / s.id).is_dir()), None)
+    if newest is None:
+        return None
+    try:
+        before = RunConfig.load(workspace.folder("snapshots") / newest.id / "config.json").backbone
+    except LearnerInputError as error:
+        raise InputError(str(error)) from error
+    same = before.name == config.backbone.name and encoders.origin(before.weights) == encoders.origin(
+        config.backbone.weights
+    )
+    return newest if same else None
 
 
 def unfinished(workspace: Workspace) -> Path | None:
@@ -160,17 +177,18 @@ def unfinished(workspace: Workspace) -> Path | None:
     return runs[-1] if runs else None
 
 
-def _representatives(table: PoolTable) -> Rows:
+def representatives(table: PoolTable) -> Rows:
+    """Return the rows of the pool, one of each group of copies."""
     active_pool = (table.split == 0) & (table.state == 0)
     return np.asarray(table.rows[active_pool & (table.rows == table.group)], dtype=np.int64)
 
 
-def _cached(rows: Rows, pixels: PixelShards) -> Rows:
+def cached(rows: Rows, pixels: PixelShards) -> Rows:
     """Leave out faces whose pixels the importer is still writing."""
     return rows[pixels.has(rows)]
 
 
-def _unlabeled(pool: Rows, table: PoolTable, labels: LabelArrays, every: LabelArrays) -> Rows:
+def unlabeled(pool: Rows, table: PoolTable, labels: LabelArrays, every: LabelArrays) -> Rows:
     """Return the pool without training labels, without what people called unusable, without reserved faces."""
     unusable = every.rows[every.state == UNUSABLE]
     left_out = np.concatenate([labels.rows, unusable, table.rows[table.reserved]])
@@ -231,8 +249,10 @@ def _write_view(path: Path, labels: LabelArrays, label_seq: int, classes: tuple[
     )
 
 
-def _next_number(workspace: Workspace) -> int:
+def next_number(workspace: Workspace) -> int:
+    """Return the number after the highest of a run, snapshot or encoder of the pool."""
     names = [p.name for kind in ("runs", "snapshots") for p in workspace.root.glob(f"{kind}/*")]
+    names += [info.source for info in encoders.folders(workspace).values()]
     return max((_number(name) for name in names), default=0) + 1
 
 

@@ -12,8 +12,9 @@ from annotator.store import LabelStore
 
 AUTO = "auto"
 """People's answers decide."""
-HOG = "hog"
-"""The features that need no training."""
+START = "start"
+START_NAMES = (START, "hog")
+"""The features of the encoder that the workspace starts from; they were called "hog" when there was no other."""
 
 
 def chosen_snapshot(workspace: Workspace, snapshots: Sequence[Snapshot], name: str) -> Snapshot | None:
@@ -24,7 +25,7 @@ def chosen_snapshot(workspace: Workspace, snapshots: Sequence[Snapshot], name: s
 
 
 def choose(workspace: Workspace, store: LabelStore, name: str) -> str:
-    """Keep what shall serve: a method (its newest snapshot, also later ones), a snapshot's id, "hog" or "auto".
+    """Keep what shall serve: a method (its newest snapshot, also later ones), a snapshot's id, "start" or "auto".
 
     A running learner follows within a second or two. Returns what will happen, in a sentence.
 
@@ -35,14 +36,14 @@ def choose(workspace: Workspace, store: LabelStore, name: str) -> str:
     if name == AUTO:
         store.learning.choose(None)
         return "people's answers decide which model serves"
-    if name == HOG:
-        store.learning.choose(HOG)
-        return "the features without training serve"
+    if name in START_NAMES:
+        store.learning.choose(START)
+        return "the features of the encoder that the workspace starts from serve"
     snapshots = store.learning.snapshots()
     known = sorted({s.method for s in snapshots})
     if name not in known and all(s.id != name for s in snapshots):
         raise NotFoundError(
-            f"no method or snapshot {name!r}; choose {', '.join([*known, HOG, AUTO])} or a snapshot's id"
+            f"no method or snapshot {name!r}; choose {', '.join([*known, START, AUTO])} or a snapshot's id"
         )
     snapshot = chosen_snapshot(workspace, snapshots, name)
     if snapshot is None:

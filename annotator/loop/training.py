@@ -1,4 +1,4 @@
-"""Training rounds as child processes: begun, watched, resumed, published; never two at a time."""
+"""Training rounds and pre-training as child processes: begun, watched, resumed, published; never two at a time."""
 
 import json
 import logging
@@ -11,8 +11,10 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+from annotator.encoders import RUN_PREFIX
 from annotator.errors import AnnotatorError, LearnerError
-from annotator.loop import publish
+from annotator.loop import pretraining, publish
+from annotator.loop.pretraining import PretrainRequest, make_pretraining, publish_pretraining
 from annotator.loop.processes import start_child, stop_child
 from annotator.loop.rounds import RoundRequest, make_round, unfinished
 from annotator.records import Job, Snapshot
@@ -33,11 +35,12 @@ NICE = 19
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a round ended: a snapshot, or an error."""
+    """How a run ended: a round in a snapshot, a pre-training in the id of an encoder, either in an error."""
 
     run: str
     snapshot: Snapshot | None
     error: str | None
+    encoder: str | None = None
 
 
 class RoundRunner:
@@ -53,7 +56,7 @@ class RoundRunner:
         self._deaths = 0
         self._beat = 0.0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="publish")
-        self._publishing: Future[Snapshot] | None = None
+        self._publishing: Future[Snapshot | str] | None = None
 
     @property
     def busy(self) -> bool:
@@ -64,6 +67,11 @@ class RoundRunner:
     def publishing(self) -> bool:
         """Whether training is over and the result is being published."""
         return self._publishing is not None
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether the run at work adapts the encoder."""
+        return self._run is not None and _pretrains(self._run)
 
     @property
     def name(self) -> str | None:
@@ -83,7 +91,8 @@ class RoundRunner:
                 self._job = None
             return False
         if self._job is None:
-            self._store.learning.file_job(JOB, {"trigger": "resumed"})
+            kind = pretraining.JOB if _pretrains(run) else JOB
+            self._store.learning.file_job(kind, {"trigger": "resumed"})
             self._job = self._store.learning.lease_job(self.worker)
         self._launch(run)
         return True
@@ -93,9 +102,9 @@ class RoundRunner:
         return any(j.state == "filed" for j in self._store.learning.jobs(limit=20))
 
     def begin(self, request: RoundRequest, trigger: str | None = None) -> None:
-        """Lease the oldest job (`request` is filed for a `trigger`) and start its round.
+        """Lease the oldest job (`request` is filed for a `trigger`) and start its round or its pre-training.
 
-        A job without wishes of its own gets those of `request`.
+        A round without wishes of its own gets those of `request`.
 
         Raises:
             AnnotatorError: the round cannot be made; the job is marked as failed.
@@ -108,7 +117,10 @@ class RoundRunner:
         if self._job is None:
             return
         try:
-            run = make_round(self._workspace, self._store, _wishes(self._job, request))
+            if self._job.kind == pretraining.JOB:
+                run = make_pretraining(self._workspace, self._store, PretrainRequest.of(self._job.payload))
+            else:
+                run = make_round(self._workspace, self._store, _wishes(self._job, request))
         except AnnotatorError as error:
             self._finish(error=str(error))
             raise
@@ -122,7 +134,7 @@ class RoundRunner:
     def _spawn(self) -> None:
         assert self._run is not None
         self._child = start_child(
-            ["-m", "learner", "round", str(self._run)],
+            ["-m", "learner", "pretrain" if self.pretraining else "round", str(self._run)],
             nice=NICE,
             threads=self._workspace.settings.learner.threads,
             log=self._run / "log.txt",
@@ -140,7 +152,10 @@ class RoundRunner:
             return None
         self._child = None
         if (self._run / "out").is_dir():
-            self._publishing = self._pool.submit(publish.publish, self._workspace, self._store, self._run)
+            if self.pretraining:
+                self._publishing = self._pool.submit(publish_pretraining, self._workspace, self._run)
+            else:
+                self._publishing = self._pool.submit(publish.publish, self._workspace, self._store, self._run)
             return None
         if code < 0 and self._deaths < MAX_DEATHS:
             self._deaths += 1
@@ -156,9 +171,13 @@ class RoundRunner:
         error = future.exception()
         if isinstance(error, (AnnotatorError, OSError)):
             return self._failed(str(error))
-        snapshot = future.result()
-        outcome = Outcome(self._run.name, snapshot, None)
-        self._finish(message=f"snapshot {snapshot.id}")
+        made = future.result()
+        if isinstance(made, str):
+            outcome = Outcome(self._run.name, None, None, made)
+            self._finish(message=f"encoder {made}")
+        else:
+            outcome = Outcome(self._run.name, made, None)
+            self._finish(message=f"snapshot {made.id}")
         return outcome
 
     def _failed(self, error: str) -> Outcome:
@@ -195,6 +214,10 @@ class RoundRunner:
             stop_child(self._child, GRACE_SECONDS)
             self._child = None
         self._pool.shutdown(wait=True)
+
+
+def _pretrains(run: Path) -> bool:
+    return run.name.startswith(RUN_PREFIX)
 
 
 def _wishes(job: Job, otherwise: RoundRequest) -> RoundRequest:

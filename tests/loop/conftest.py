@@ -23,6 +23,7 @@ QUICK = {
     "min_labels": 4,
     "threads": 1,
     "device": "cpu",
+    "start": "random",
 }
 
 
@@ -37,7 +38,7 @@ def make_workspace(folder: Path, faces: Path, **learner: object) -> Workspace:
 def _warm_children(monkeypatch: pytest.MonkeyPatch, zygote: Zygote) -> None:
     """Let rounds and embeddings of learners in this process start at once, as real processes all the same."""
     monkeypatch.setattr("annotator.loop.training.start_child", zygote.start)
-    monkeypatch.setattr("annotator.loop.embed_snapshot.start_child", zygote.start)
+    monkeypatch.setattr("annotator.loop.embed_network.start_child", zygote.start)
 
 
 @pytest.fixture
