@@ -59,7 +59,7 @@ def _download(url: str) -> bytes:
                 if len(data) > _MAX_BYTES:
                     raise InputError(f"{url} sends more than {_MAX_BYTES} bytes, which no such model has; {_REMEDY}")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        why = str(error) or type(error).__name__
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"the face detection model cannot be downloaded from {url}: {why}; {_REMEDY}") from error
     return bytes(data)
 
