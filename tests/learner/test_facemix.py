@@ -265,6 +265,26 @@ def test_plain_mixup_never_reads_the_real_images_and_unknown_boxes_count_as_the_
     assert not (boxes[~unknown] == torch.from_numpy(FALLBACK)).all(dim=1).any()
 
 
+@pytest.mark.parametrize("layout", [{"forward_mode": "separate"}, {"batchnorm": "freeze"}], ids=str)
+def test_any_layout_of_forwards_reads_both_forms(faces: PixelCache, layout: dict[str, str]) -> None:
+    trainer = make_trainer(faces, spread_boxes(40), options=layout)
+    seen: list[StepContext] = []
+    trainer.observers.append(lambda _, ctx: seen.append(ctx))
+    list(trainer.steps())
+    assert all(ctx.outs.keys() == {"l", "m"} for ctx in seen)
+    assert np.isfinite(trainer.logs["loss"])
+    assert seen[0].batch.mix is not None
+    assert seen[0].batch.mix.x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_without_boxes_it_is_mixup_bit_for_bit(faces: PixelCache) -> None:
+    one, other = (make_trainer(faces, method=method) for method in ("facemix", "mixup"))
+    for trainer in (one, other):
+        list(trainer.steps())
+    theirs = other.raw.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in one.raw.state_dict().items())
+
+
 def test_a_round_says_once_that_facemix_is_inactive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(method="facemix", steps=4, labeled_batch=4)
     plain = write_run(tmp_path / "plain", config, first_labels(2), num=20, held=8)
