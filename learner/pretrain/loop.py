@@ -89,6 +89,7 @@ class Pretraining:
         self.checkpoint = folder / "checkpoint" / "state.safetensors"
         if self.checkpoint.exists():
             self._load()
+        self._cut_curve()
 
     def _objective(self) -> Objective:
         config, device = self.config, self.fabric.device
@@ -111,8 +112,11 @@ class Pretraining:
         checkpoint.load_weights(self.ema.network, checkpoint.unpack("ema", tensors), str(self.checkpoint))
         checkpoint.load_optimizer(self.optimizer, checkpoint.unpack("optimizer", tensors))
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+
+    def _cut_curve(self) -> None:
+        """Forget the points after the checkpoint: they come again."""
         curve = self.folder / CURVE
-        if curve.exists():  # points after the checkpoint come again
+        if curve.exists():
             points = curve.read_text(encoding="utf-8").splitlines(keepends=True)
             curve.write_text("".join(p for p in points if json.loads(p)["step"] <= self.step), encoding="utf-8")
 
