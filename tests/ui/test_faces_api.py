@@ -121,7 +121,8 @@ def test_faces_imported_while_serving_are_asked_for(served: Running, tmp_path: P
 def test_the_status_has_the_keys_of_the_command(served: Running) -> None:
     with served.client() as client:
         status = client.get("/api/v1/status").json()
-    told = {"images", "annotations", "labels", "snapshots", "methods", "serving", "queue", "learner", "you"}
+    told = {"images", "faces", "annotations", "labels", "snapshots", "methods", "serving", "encoder", "queue"}
+    told |= {"learner", "you"}
     assert set(status) == told
     assert [m["snapshot"] for m in status["methods"].values()] == [None]
     assert {"pool", "val", "test", "quarantined", "leak", "duplicate_groups"} <= set(status["images"])
