@@ -52,6 +52,7 @@ class Faces:
         train, val = manifest.rows("train"), manifest.rows("val")
         copies = find_copies(cache, train, val)
         self.unlabeled = np.setdiff1d(train, np.union1d(copies.exact, copies.near))
+        self.left_out = len(train) - len(self.unlabeled)
         self.train = np.intersect1d(self.unlabeled, manifest.labeled("train"))
         copies = find_copies(cache, val, train)
         left = np.setdiff1d(manifest.labeled("val"), np.union1d(copies.exact, copies.near))
@@ -148,7 +149,8 @@ def main() -> None:
             rows[title] = described(measure(read_out(encoder, faces, grid), faces), reference, faces)
         if name == SHIPPED:
             rows["shipped, as its file says"] = described(measure(encoder(faces.pixels), faces), reference, faces)
-    report: dict[str, Any] = {"validation_faces": len(faces.val), "rows": rows}
+    report: dict[str, Any] = {"validation_faces": len(faces.val), "train_faces": len(faces.unlabeled), "rows": rows}
+    report["left_out"] = faces.left_out
     if SHIPPED in made:
         report["speed"] = speed(made[SHIPPED], faces) | {"file_bytes": SHIPPED_FILE.stat().st_size}
     (asked.out / "table.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
