@@ -97,9 +97,10 @@ def first_weights(workspace: Workspace) -> str | None:
     source = source_of(workspace)
     if isinstance(source, str):
         return "timm" if source == TIMM + settings.backbone else None
-    if source is None or not EncoderFile.read(source).fits(settings.backbone):
-        return None
-    return SHIPPED if source == SHIPPED_FILE else str(source)
+    # An encoder of a pool with fewer faces than the read-out has features is narrower: then the shipped one it is.
+    files = [] if source is None else [source, SHIPPED_FILE] if settings.start == POOL else [source]
+    fitting = next((file for file in files if EncoderFile.read(file).fits(settings.backbone)), None)
+    return SHIPPED if fitting == SHIPPED_FILE else None if fitting is None else str(fitting)
 
 
 def origin(weights: str | None) -> str | None:
@@ -174,10 +175,10 @@ def drop(workspace: Workspace, keep: set[str]) -> None:
 
 
 def pretraining(workspace: Workspace) -> dict[str, Any]:
-    """Return how the adaptation to the pool stands: `state`, `progress`, `eta_s`, `curve`, `labels`.
+    """Return how the adaptation to the pool stands: `state`, `progress`, `eta_s`, `curve`, `measured`.
 
     `state` is none, running, failed or done; `curve` has {step, balanced_accuracy, accuracy, labels} per point;
-    `labels` tells how many labels there were to probe with.
+    `measured` tells whether there were enough labels for points when it began.
     """
     runs = [p for p in workspace.folder("runs").glob(f"{RUN_PREFIX}*") if p.is_dir()]
     if runs:
@@ -189,21 +190,12 @@ def pretraining(workspace: Workspace) -> dict[str, Any]:
             "progress": told.get("progress"),
             "eta_s": told.get("eta_s"),
             "curve": read_curve(run / CURVE),
-            "labels": _labels(run / "labels.npz"),
+            "measured": (run / "labels.npz").exists(),
         }
     done = of_pool(workspace)
-    nothing: dict[str, Any] = {"progress": None, "eta_s": None, "curve": [], "labels": 0}
-    if done is None:
-        return {"state": "none", **nothing}
-    return {"state": "done", **nothing, "curve": read_curve(done / CURVE), "labels": _labels(done / "labels.npz")}
-
-
-def _labels(path: Path) -> int:
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return len(data["rows"])
-    except (OSError, ValueError, KeyError):
-        return 0
+    curve = read_curve(done / CURVE) if done is not None else []
+    state = "none" if done is None else "done"
+    return {"state": state, "progress": None, "eta_s": None, "curve": curve, "measured": bool(curve)}
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:

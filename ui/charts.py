@@ -69,6 +69,29 @@ def accuracy(points: Mapping[str, Sequence[Point]]) -> Any:
     return figure
 
 
+def probe_curve(points: Sequence[Mapping[str, float]], title: str) -> Any:
+    """Draw how well an encoder's features tell the labels apart: {step, balanced_accuracy, accuracy} per point."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, key, color in (("balanced", "balanced_accuracy", ACCENT), ("overall", "accuracy", SECOND)):
+        figure.add_trace(
+            go.Scatter(
+                x=[point["step"] for point in points],
+                y=[100 * point[key] for point in points],
+                name=name,
+                mode="lines+markers",
+                line={"color": color, "width": 2},
+                hovertemplate="%{y:.1f} % at step %{x:,}<extra>" + name + "</extra>",
+            )
+        )
+    figure = _dressed(figure, title, empty=not points)
+    figure.update_xaxes(title_text="training steps", rangemode="tozero")
+    figure.update_yaxes(title_text="accuracy, %", range=[0, 100])
+    figure.update_layout(showlegend=bool(points), legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.12})
+    return figure
+
+
 def class_counts(names: Sequence[str], counts: Sequence[int]) -> Any:
     """Draw how many faces carry each label."""
     return _bars("Labeled faces per class", names, counts, "%{x:,}")

@@ -2,8 +2,8 @@
 
 import html
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import combinations
 from math import sqrt
@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from annotator import encoders
 from annotator.chains import chains, standings
 from annotator.records import ARMS, LabelRow, Snapshot
 from annotator.scores import ScoresReader
@@ -25,6 +26,7 @@ from ui.tables import section
 REFRESH_SECONDS = 5.0
 NEXT_FACES = 500
 """How far ahead the queue's mix is counted."""
+PROBE_TITLE = "Adapting the encoder: labels told apart by its features, % by training steps"
 ARM_WORDS = {
     "coverage": "unlike any labeled face",
     "uncertain": "the model is unsure",
@@ -40,7 +42,8 @@ class Progress:
 
     `labels`: pool samples per label state. `per_class`: labeled groups per slug. `shared`, `agreeing`: groups that at
     least two people answered, and those of them without a dispute. `disputes`: groups per pair of classes claimed.
-    `arms`: share in [0, 1] of the next faces per reason. `methods`: those that are trained in turn.
+    `arms`: share in [0, 1] of the next faces per reason. `methods`: those that are trained in turn. `pretraining`: what
+    `annotator.encoders.pretraining` returns.
     """
 
     labels: dict[str, int]
@@ -53,6 +56,7 @@ class Progress:
     snapshots: tuple[Snapshot, ...]
     arms: dict[str, float]
     methods: tuple[str, ...] = ()
+    pretraining: Mapping[str, Any] = field(default_factory=lambda: {"state": "none"})
 
 
 class ProgressReader:
@@ -87,6 +91,7 @@ class ProgressReader:
             snapshots=tuple(self._store.learning.snapshots()),
             arms=self._arms,
             methods=self._workspace.settings.learner.methods,
+            pretraining=encoders.pretraining(self._workspace),
         )
 
     def _refresh(self) -> None:
@@ -168,6 +173,29 @@ def _learning(progress: Progress, min_labels: int) -> str:
     return f"The last {answers:,} annotations moved accuracy{named} by {moved}: {stands}."
 
 
+def adaptation(progress: Progress) -> str | None:
+    """Say how far the encoder is adapted to these faces and what it is measured on; None when nobody has asked."""
+    told = progress.pretraining
+    if told["state"] == "none":
+        return None
+    if told["state"] == "failed":
+        return "Adapting the encoder to these faces has failed; the learner's message says why."
+    said = "The encoder is adapted to these faces"
+    if told["state"] == "running":
+        share = f"{100 * (told['progress'] or 0):.0f} %"
+        left = f", about {told['eta_s'] / 60:.0f} min left" if told["eta_s"] is not None else ""
+        said = f"The encoder is being adapted to these faces: {share}{left}"
+    if told["curve"]:
+        last = told["curve"][-1]
+        return (
+            f"{said}. Its features tell {last['labels']:.0f} labels apart with a balanced accuracy of "
+            f"{100 * last['balanced_accuracy']:.1f} % (each fifth read by a regression on the others)."
+        )
+    if told["measured"]:
+        return f"{said}. Its first measurement is still to come."
+    return f"{said}. There were too few labels to measure it when it began: two classes with five each are needed."
+
+
 _METHODS = ("Method", "Newest snapshot", "Rounds", "Annotations", "Overall", "Balanced", "State")
 
 
@@ -212,8 +240,12 @@ def build_progress_tab(workspace: Workspace, store: LabelStore) -> None:
 
     def read() -> tuple[Any, ...]:
         progress = reader.read()
-        said = paragraphs(sentences(progress, taxonomy, min_labels))
-        return said, *figures(progress, taxonomy), methods_markup(progress)
+        said = [*sentences(progress, taxonomy, min_labels)]
+        adapted = adaptation(progress)
+        said += [] if adapted is None else [adapted]
+        curve = charts.probe_curve(progress.pretraining.get("curve", ()), PROBE_TITLE)
+        shown = gr.update(value=curve, visible=adapted is not None)
+        return paragraphs(said), *figures(progress, taxonomy), shown, methods_markup(progress)
 
     with gr.Tab("Progress", id="progress") as tab, gr.Column(elem_classes="desk-page"):
         lead = gr.HTML(paragraphs(["Reading the answers."]), apply_default_css=False)
@@ -221,6 +253,7 @@ def build_progress_tab(workspace: Workspace, store: LabelStore) -> None:
             plots = [gr.Plot(show_label=False, container=False) for _ in range(2)]
         with gr.Row():
             plots += [gr.Plot(show_label=False, container=False) for _ in range(2)]
+        plots.append(gr.Plot(show_label=False, container=False, visible=False))
         models = gr.HTML("", apply_default_css=False)
         timer = gr.Timer(REFRESH_SECONDS)
     outputs = [lead, *plots, models]

@@ -29,6 +29,8 @@ LINGER_SECONDS = 10.0
 """A child that has caught up waits this long for more: loading torch takes seconds."""
 LOOK_SECONDS = 0.25
 FIT_FACES = 4000
+MAX_DEATHS = 3
+"""A child that is killed is started again this often before it counts as failed."""
 NICE = 19
 Read = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
@@ -47,6 +49,7 @@ class NetworkFeatures:
             self._arguments.append(str(workspace.folder("snapshots") / shards.info.id))
         self._child: Popen[bytes] | None = None
         self._failed_at = -1
+        self._deaths = 0
 
     @property
     def caught_up(self) -> bool:
@@ -61,10 +64,13 @@ class NetworkFeatures:
         if self._child is not None and (code := self._child.poll()) is not None:
             self._child = None
             self.shards.reload()
-            if code != 0:
+            if code < 0 and self._deaths < MAX_DEATHS:
+                self._deaths += 1
+                log.warning("embedding with %s was killed by signal %s; going on", self.shards.info.id, -code)
+            elif code != 0:
                 # Without their features these faces wait, in import order, until more come or the next start.
                 self._failed_at = self._pixels.stop
-                self.failure = _last_line(self.shards.folder / "log.txt") or f"ended with code {code}"
+                self.failure = _explain(self.shards.folder / "log.txt", code)
                 log.warning("embedding with %s failed: %s", self.shards.info.id, self.failure)
         if self._child is None and self.shards.stop < self._pixels.stop != self._failed_at:
             self._child = _start(self._arguments, self._threads, self.shards.folder / "log.txt")
@@ -98,7 +104,7 @@ class HubMaker:
             return False
         self._child = None
         if code != 0:
-            self.failure = _last_line(self._log) or f"ended with code {code}"
+            self.failure = _explain(self._log, code)
         return code == 0
 
     def close(self) -> None:
@@ -112,12 +118,15 @@ def _start(arguments: list[str], threads: int, words: Path) -> "Popen[bytes]":
     return start_child(["-m", "annotator.loop.embed_network", *arguments], nice=NICE, threads=threads, log=words)
 
 
-def _last_line(path: Path) -> str | None:
+def _explain(words: Path, code: int) -> str:
+    """Return why a child failed: the last thing that it said."""
+    if code < 0:
+        return f"killed by signal {-code}"
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
-        return None
-    return lines[-1] if lines else None
+        lines = []
+    return lines[-1] if lines else f"ended with code {code}"
 
 
 def embed(folder: Path, cache: Path, snapshot: Path | None, linger: float = LINGER_SECONDS) -> None:
@@ -197,7 +206,8 @@ def main(arguments: list[str]) -> None:
         else:
             make(rest[0], Path(rest[1]), int(rest[2]), Path(rest[3]))
     except (LearnerError, AnnotatorError) as error:
-        sys.exit(str(error))
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

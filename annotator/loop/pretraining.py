@@ -14,12 +14,14 @@ from annotator.durable import sync_folder
 from annotator.encoders import RUN_PREFIX, EncoderFile
 from annotator.errors import InputError, LearnerError
 from annotator.loop.embed import PixelShards
-from annotator.loop.labels import LabelArrays, arrays
+from annotator.loop.labels import arrays
 from annotator.loop.rounds import cached, next_number, read_overrides, representatives, unlabeled
 from annotator.settings import POOL, RANDOM, SHIPPED, TIMM, Workspace
 from annotator.store import LabelStore
 
 JOB = "pretrain"
+ENOUGH_TO_PROBE = 5
+"""Labels of a class below which the probe's cross-validation leaves it out; without two such classes there is none."""
 STEPS = 1000
 """From an encoder that knows faces; from random weights ask for more."""
 
@@ -112,16 +114,13 @@ def make_pretraining(workspace: Workspace, store: LabelStore, request: PretrainR
     temporary.mkdir()
     np.save(temporary / "rows.npy", rows)
     labels = every.take(every.trainable & (every.given >= 0) & np.isin(every.rows, rows))
-    _write_labels(temporary / "labels.npz", labels)
+    if (np.bincount(labels.given, minlength=2) >= ENOUGH_TO_PROBE).sum() >= 2:
+        np.savez(temporary / "labels.npz", rows=labels.rows, label=labels.given.astype(np.int64))
     (temporary / "config.json").write_text(json.dumps(values), encoding="utf-8")
     (temporary / "pool.json").write_text(json.dumps({"cache": str(pixels.folder)}), encoding="utf-8")
     temporary.rename(folder / name)
     sync_folder(folder)
     return folder / name
-
-
-def _write_labels(path: Path, labels: LabelArrays) -> None:
-    np.savez(path, rows=labels.rows, label=labels.given.astype(np.int64))
 
 
 def publish_pretraining(workspace: Workspace, run: Path) -> str:
@@ -132,7 +131,7 @@ def publish_pretraining(workspace: Workspace, run: Path) -> str:
     Raises:
         LearnerError: the result is not whole.
     """
-    beside = tuple(path for path in (run / encoders.CURVE, run / "labels.npz") if path.exists())
+    beside = tuple(path for path in (run / encoders.CURVE,) if path.exists())
     try:
         folder = encoders.publish(workspace, run / "out" / encoders.WEIGHTS, run.name, beside)
     except InputError as error:

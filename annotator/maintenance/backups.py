@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import yaml
 
-from annotator import __version__
+from annotator import __version__, encoders
 from annotator.errors import InputError, WorkspaceError
 from annotator.settings import FILE, Workspace
 from annotator.store import LabelStore, migrate, transfer
@@ -153,6 +153,9 @@ def _kept_folders(workspace: Workspace, store: LabelStore, cache: bool) -> list[
     generation = store.learning.current_generation()
     if generation is not None:
         folders += [workspace.root / "scores" / str(generation.id), workspace.root / "encoders" / generation.encoder]
+    adapted = encoders.of_pool(workspace)
+    if adapted is not None and adapted not in folders:  # what `learner.start: pool` names
+        folders.append(adapted)
     snapshots = store.learning.snapshots()
     kept = {s.id for s in snapshots if s.serving} | {s.id for s in snapshots[-1:]}
     folders += [workspace.root / "snapshots" / name for name in sorted(kept)]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator import encoders
 from annotator.errors import AnnotatorError
 from annotator.ingest.cache import limits_of
 from annotator.ingest.crops import parse_crop
@@ -143,11 +144,26 @@ def _check_published(workspace: Workspace, store: LabelStore, report: VerifyRepo
             pruned.append(snapshot.id)
     if pruned:
         report.notes.append(f"{len(pruned)} older snapshots are recorded but pruned: {', '.join(pruned)}")
+    for folder, info in encoders.folders(workspace).items():
+        if info.kind == encoders.NETWORK:
+            _check_encoder(folder, info.id, report)
     known = {"snapshots": {s.id for s in snapshots}}
     for kind, names in known.items():
         for folder in sorted((workspace.root / kind).glob("*")):
             if folder.name not in names:
                 report.notes.append(f"{kind}/{folder.name} is not recorded (a leftover): annotator learn sweeps it")
+
+
+def _check_encoder(folder: Path, name: str, report: VerifyReport) -> None:
+    try:
+        found = encoders.EncoderFile.read(folder / encoders.WEIGHTS).id
+    except AnnotatorError as error:
+        report.problems.append(f"encoders/{folder.name}: {error}")
+        return
+    if found != name:
+        report.problems.append(
+            f"encoders/{folder.name} holds the weights of {found}: delete it, the learner remakes it"
+        )
 
 
 def _check_folder(folder: Path, files: tuple[str, ...], report: VerifyReport) -> None:

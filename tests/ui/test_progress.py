@@ -11,8 +11,9 @@ from annotator.records import Answer, NewImage, Snapshot
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.taxonomy import FERPLUS
+from ui import charts
 from ui.history import History
-from ui.progress import Progress, ProgressReader, figures, methods_markup, paragraphs, sentences
+from ui.progress import Progress, ProgressReader, adaptation, figures, methods_markup, paragraphs, sentences
 from ui.team import team_markup
 
 NOW = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
@@ -163,3 +164,24 @@ def test_annotators_see_only_themselves_and_names_are_text(sqlite_store: LabelSt
 
 def test_paragraphs_escape() -> None:
     assert paragraphs(["a < b"]) == '<div class="desk-lead"><p>a &lt; b</p></div>'
+
+
+def test_the_adaptation_of_the_encoder_is_told() -> None:
+    assert adaptation(EMPTY) is None
+    point = {"step": 500, "balanced_accuracy": 0.4213, "accuracy": 0.5, "labels": 96.0}
+    running = {"state": "running", "progress": 0.25, "eta_s": 600.0, "curve": [], "measured": True}
+
+    def said(**changes: object) -> str:
+        return adaptation(replace(EMPTY, pretraining=running | changes)) or ""
+
+    assert said() == (
+        "The encoder is being adapted to these faces: 25 %, about 10 min left. Its first measurement is still to come."
+    )
+    assert "too few labels" in said(measured=False)
+    assert "96 labels apart with a balanced accuracy of 42.1 %" in said(curve=[point])
+    assert said(state="done", curve=[point]).startswith("The encoder is adapted to these faces.")
+    assert "has failed" in said(state="failed")
+    curve = charts.probe_curve([point, point | {"step": 1000}], "title")
+    assert (curve.layout.xaxis.title.text, curve.layout.yaxis.title.text) == ("training steps", "accuracy, %")
+    assert list(curve.data[0].x) == [500, 1000]
+    assert curve.data[0].y[0] == pytest.approx(42.13)
