@@ -1,30 +1,24 @@
-"""The pixels of a face: the original file when it is there and what it claims to be, the cached copy otherwise."""
+"""The picture of a face: the original, or the part of it that is the face, while it is there; else the cached copy."""
 
 import io
 import threading
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from starlette.concurrency import run_in_threadpool
 
 from annotator.errors import NotFoundError
+from annotator.ingest.cache import limits_of
 from annotator.records import ImageRecord
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.images import Source
+from ui.crops import FaceCrops, FaceFile
 
 _OPEN_ZIPS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class FaceFile:
-    """Bytes that a browser may show, with the type that was found in them."""
-
-    data: bytes
-    media_type: str
 
 
 class FaceFiles:
@@ -37,14 +31,17 @@ class FaceFiles:
 
     def __init__(self, workspace: Workspace, store: LabelStore) -> None:
         self._cache = workspace.root / "cache"
-        self._max_bytes = workspace.settings.imports.max_bytes
+        limits = limits_of(workspace)
+        self._max_bytes = limits.max_bytes
         self._images = store.images
         self._sources: dict[int, Source] = {}
         self._zips: OrderedDict[Path, tuple[tuple[int, int], zipfile.ZipFile]] = OrderedDict()
         self._lock = threading.Lock()
+        self._crops = FaceCrops(self._original, limits)
 
     def close(self) -> None:
-        """Close the archives."""
+        """Finish what is being cut and close the archives."""
+        self._crops.close()
         with self._lock:
             for _, archive in self._zips.values():
                 archive.close()
@@ -61,18 +58,34 @@ class FaceFiles:
             raise NotFoundError(f"image {image_id!r} is {record.state}: there is nothing to show")
         return record
 
-    def read(self, record: ImageRecord) -> FaceFile:
-        """Return the picture of a record.
+    async def read(self, record: ImageRecord, *, small: bool = False) -> FaceFile:
+        """Return the picture of a record: its file, or what its crop names of it.
+
+        With `small` the cached copy of a crop will do: a row of faces costs no decoding of photos.
 
         Raises:
             NotFoundError: neither the original nor a cached copy is there.
         """
-        data = None if record.crop else self._original(record)
-        if data is not None:
-            found = sniff(data)
-            if found is not None and found == record.media_type:
-                return FaceFile(data, found)
-        return FaceFile(self._cached(record), "image/png")
+        if not record.crop:
+            return await run_in_threadpool(self._whole, record)
+        copy = await run_in_threadpool(self._cached, record) if small else None
+        if copy is not None:
+            return FaceFile(copy, "image/png")
+        face = await self._crops.cut(record)
+        return face if face is not None else await run_in_threadpool(self._stand_in, record)
+
+    def _whole(self, record: ImageRecord) -> FaceFile:
+        data = self._original(record)
+        found = sniff(data) if data is not None else None
+        if data is None or found is None or found != record.media_type:
+            return self._stand_in(record)
+        return FaceFile(data, found)
+
+    def _stand_in(self, record: ImageRecord) -> FaceFile:
+        copy = self._cached(record)
+        if copy is None:
+            raise NotFoundError(f"image {record.image_id!r}: its file is gone and no copy of it is cached")
+        return FaceFile(copy, "image/png", stands_in=True)
 
     def _original(self, record: ImageRecord) -> bytes | None:
         source = self._sources.get(record.source_id)
@@ -110,7 +123,7 @@ class FaceFiles:
                 return None
             return known[1].read(name)
 
-    def _cached(self, record: ImageRecord) -> bytes:
+    def _cached(self, record: ImageRecord) -> bytes | None:
         for folder in sorted(self._cache.glob("[0-9]*"), key=lambda f: -int(f.name) if f.name.isdigit() else 0):
             for shard in folder.glob("pixels-*-*.npy"):
                 start, stop = (int(part) for part in shard.stem.split("-")[1:])
@@ -119,7 +132,7 @@ class FaceFiles:
                     out = io.BytesIO()
                     Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG")
                     return out.getvalue()
-        raise NotFoundError(f"image {record.image_id!r}: its file is gone and no copy of it is cached")
+        return None
 
 
 def sniff(data: bytes) -> str | None:

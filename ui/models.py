@@ -211,6 +211,11 @@ def image_url(image_id: str) -> str:
     return f"/api/v1/images/{image_id}/file"
 
 
+def thumbnail_url(image_id: str) -> str:
+    """Return where the pixels of an image are for a place of a few dozen pixels."""
+    return f"{image_url(image_id)}?small=true"
+
+
 def item_json(item: Item, slugs: tuple[str, ...]) -> dict[str, Any]:
     """Return an item as `ItemReply` describes it."""
     lease = item.lease

@@ -8,7 +8,7 @@ from annotator.records import ImageRecord
 from annotator.retrieval import FaceRetrieval
 from annotator.settings import Workspace
 from annotator.store import LabelStore
-from ui.models import image_url
+from ui.models import thumbnail_url
 
 _COUNT = 6
 # Reading all labels anew costs time that answers need too: it may take one part in twenty of one core.
@@ -49,7 +49,7 @@ class NearestFaces:
         return [
             {
                 "image_id": record.image_id,
-                "image_url": image_url(record.image_id),
+                "image_url": thumbnail_url(record.image_id),
                 "classes": [label],
                 "similarity": round(similarity, 4),
             }

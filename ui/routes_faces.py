@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 
 from ui.models import ImageReply, NeighboursReply, annotation_json, image_url
 from ui.routes_session import ServicesDep, UserDep
@@ -9,6 +10,7 @@ from ui.routes_session import ServicesDep, UserDep
 router = APIRouter(tags=["faces"])
 
 _FOREVER = "private, max-age=31536000, immutable"
+_FOR_A_WHILE = "private, max-age=600"
 
 
 @router.get("/images/{image_id}", response_model=ImageReply)
@@ -34,14 +36,24 @@ def image(image_id: str, user: UserDep, services: ServicesDep) -> JSONResponse:
     response_class=Response,
     responses={200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}}},
 )
-def pixels(image_id: str, request: Request, user: UserDep, services: ServicesDep) -> Response:
-    """Return the picture itself: the original bytes when they are what they claim to be, else the cached copy."""
-    record = services.faces.record(image_id)
+async def pixels(
+    image_id: str, request: Request, user: UserDep, services: ServicesDep, small: bool = False
+) -> Response:
+    """Return the picture itself: the original bytes when they are what they claim to be, else the cached copy.
+
+    A face that was cut out of a photo is cut from the original again; with `small` the cached copy is returned at once.
+    """
+    record = await run_in_threadpool(services.faces.record, image_id)
     # An image id names one picture for good, so its id is its version.
-    headers = {"Cache-Control": _FOREVER, "ETag": f'"{record.image_id}"', "Vary": "Cookie, Authorization"}
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    version = f'"{record.image_id}-small"' if small else f'"{record.image_id}"'
+    headers = {"Cache-Control": _FOREVER, "ETag": version, "Vary": "Cookie, Authorization"}
+    if request.headers.get("if-none-match") == version:
         return Response(status_code=304, headers=headers)
-    file = services.faces.read(record)
+    file = await services.faces.read(record, small=small)
+    if file.stands_in:
+        # The original may come back.
+        headers["Cache-Control"] = _FOR_A_WHILE
+        del headers["ETag"]
     headers["Content-Disposition"] = "inline"
     return Response(file.data, media_type=file.media_type, headers=headers)
 

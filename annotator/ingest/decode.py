@@ -153,24 +153,35 @@ def open_upright(data: bytes, name: str, limits: Limits) -> Upright | Quarantine
 
 def take(upright: Upright, size: int, limits: Limits, crop: Crop | None) -> Decoded | Quarantine:
     """Do the second half of `decode`: the part that `crop` names, hashed at full resolution and resized."""
-    image = upright.image
-    if crop is not None:
-        refusal = crop.refusal(image.width, image.height, limits.min_side, limits.max_pixels)
-        if refusal is not None:
-            return Quarantine(refusal)
-        image = crop.cut(image)
-    digest = hashlib.sha256(f"RGB {image.width}x{image.height}\n".encode())
-    digest.update(image.tobytes())
+    image = part(upright, limits, crop)
+    if isinstance(image, Quarantine):
+        return image
     small = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
     return Decoded(
         pixels=np.asarray(small, dtype=np.uint8),
-        content_hash=digest.hexdigest(),
+        content_hash=content_hash(image),
         width=image.width,
         height=image.height,
         media_type=upright.media_type,
         misnamed=upright.misnamed,
         sharpness=sharpness(image) if isinstance(crop, Square) else None,
     )
+
+
+def part(upright: Upright, limits: Limits, crop: Crop | None) -> Image.Image | Quarantine:
+    """Return what `crop` names of an image, at full resolution: all of it where there is no crop."""
+    image = upright.image
+    if crop is None:
+        return image
+    refusal = crop.refusal(image.width, image.height, limits.min_side, limits.max_pixels)
+    return crop.cut(image) if refusal is None else Quarantine(refusal)
+
+
+def content_hash(image: Image.Image) -> str:
+    """Return the SHA-256 of the shape and the pixels of an RGB image."""
+    digest = hashlib.sha256(f"RGB {image.width}x{image.height}\n".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def sharpness(image: Image.Image) -> float:

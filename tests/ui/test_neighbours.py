@@ -41,6 +41,8 @@ def test_the_nearest_come_first_and_each_class_has_its_prototype(served: Running
         assert similarities == sorted(similarities, reverse=True)
         assert sorted(p["classes"][0] for p in reply["prototypes"]) == ["anger", "fear"]
         assert client.get(reply["neighbours"][0]["image_url"]).status_code == 200
+        shown = reply["neighbours"] + reply["prototypes"]
+        assert all("small=true" in near["image_url"] for near in shown), "no photo is decoded for them"
         labeled = served.store.images.by_rows(rows[:1])[0].image_id
         own = client.get(f"/api/v1/images/{labeled}/neighbours").json()
         assert labeled not in {near["image_id"] for near in own["neighbours"]}
