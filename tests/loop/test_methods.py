@@ -86,7 +86,7 @@ def test_status_and_commands_name_every_chain(trained: Workspace) -> None:
     models = subprocess.run(
         [sys.executable, "-m", "annotator", "models", str(trained.root)], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert models[0] == "hog serves (by people's answers)"
+    assert models[0] == "hog-1 serves (by people's answers)"
     assert models[1].startswith("supervised: supervised-0004, 2 rounds, overall 0.")
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from annotator import encoders, maintenance, taxonomy
+from annotator.cli import main
 from annotator.errors import InputError, LearnerError
 from annotator.ingest.importer import run_import
 from annotator.loop.learn import opened
@@ -24,7 +25,6 @@ from learner.pretrain.encoder import FaceEncoder
 from learner.pretrain.loop import run_pretraining
 from tests.loop.conftest import answer, answer_truth, first_order, make_workspace, tick_until
 from tests.loop.encoders import write_encoder
-from tests.zygote import Zygote
 
 QUICK = {
     "steps": 4,
@@ -226,15 +226,19 @@ def test_wrong_wishes_are_told_before_anything_starts(tmp_path: Path, faces: Pat
     assert not list(empty.folder("runs").iterdir())
 
 
-def test_the_command_works_without_a_learner(tmp_path: Path, faces: Path, quick: Path, zygote: Zygote) -> None:
+def test_the_command_works_without_a_learner(
+    tmp_path: Path, faces: Path, quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workspace = make_workspace(tmp_path / "ws", faces)
-    arguments = ["annotator", "pretrain", str(workspace.root), "--start", "random", "--config", str(quick)]
-    done = zygote.run([*arguments, "--steps", "2", "--json"])
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    given = ["pretrain", str(workspace.root), "--start", "random", "--config", str(quick), "--steps", "2", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    assert ended.value.code == 0
+    told = json.loads(capsys.readouterr().out)
     folder = workspace.root / "encoders" / told["encoder"]
     assert encoders.is_complete(folder)  # every face is read when the command ends
     assert told["curve"] == []
-    refused = zygote.run(["annotator", "pretrain", str(workspace.root), "--start", "hog"])
-    assert refused.returncode == 2
-    assert "'hog' is no start" in refused.stderr
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", str(workspace.root), "--start", "hog"])
+    assert ended.value.code == 2
+    assert "'hog' is no start" in capsys.readouterr().err

@@ -128,9 +128,9 @@ def test_the_old_network_serves_until_the_new_one_is_complete(ready: Workspace, 
         ready.start_from(str(files[1]))
         learner.base.aim()
         assert serves(learner, files[0])
-        steps = []
-        tick_until(learner, lambda: bool(steps.append(serves(learner, files[0]))) or serves(learner, files[1]))
-        assert steps[0]
+        assert not learner.base.settled
+        tick_until(learner, lambda: not serves(learner, files[0]))
+        assert serves(learner, files[1])
         assert learner.shards is not None
         assert learner.shards.stop == 64
         one, two = (encoders.EncoderFile.read(file).id for file in files)
@@ -166,7 +166,7 @@ def test_a_workspace_from_before_encoders_moves_on_by_itself(
 def test_a_killed_child_is_gone_on_with(
     ready: Workspace, files: tuple[Path, Path], zygote: Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = []
+    killed: list[Child] = []
 
     def start(arguments: list[str], **options: Any) -> Child:
         child = zygote.start(arguments, **options)
