@@ -78,14 +78,10 @@ class SsferConfig(BaseModel):
             parts = (f"{'.'.join(map(str, e['loc'])) or 'stages'}: {e['msg']}" for e in error.errors())
             raise InputError(f"{path}: " + "; ".join(parts)) from error
 
-    def on_threads(self, threads: int | None) -> "SsferConfig":
-        """Return the same settings on another number of CPU threads; None leaves them."""
-        if threads is None:
-            return self
-        mae = None if self.mae is None else self.mae.replace(threads=threads)
-        return SsferConfig(
-            mae=mae, facemix=self.facemix.replace(threads=threads), teacher=self.teacher.replace(threads=threads)
-        )
+    def replace(self, **changes: Any) -> "SsferConfig":
+        """Return the same settings but for `changes`, made in every stage."""
+        mae = None if self.mae is None else self.mae.replace(**changes)
+        return SsferConfig(mae=mae, facemix=self.facemix.replace(**changes), teacher=self.teacher.replace(**changes))
 
 
 def ssfer(
@@ -95,12 +91,14 @@ def ssfer(
     stage: Annotated[str | None, typer.Option(help=f"this one alone: {', '.join(STAGES)}")] = None,
     labels: Annotated[int | None, typer.Option(min=1, help="labels in all, shared evenly by the classes")] = None,
     split_seed: Annotated[int, typer.Option(min=0, help="of the choice of labels")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="of every stage, to try it out")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
 ) -> None:
     """Pre-train by masking, fine-tune with FaceMix, then learn from unlabeled faces; goes on where it stopped."""
     if stage is not None and stage not in STAGES:
         raise InputError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
-    chosen = SsferConfig.load(config).on_threads(threads)
+    given = {"steps": steps, "threads": threads}
+    chosen = SsferConfig.load(config).replace(**{name: value for name, value in given.items() if value is not None})
     if stage == "mae" and chosen.mae is None:
         raise InputError(f"{config} has no stage mae")
     found = Manifest.read(source)
