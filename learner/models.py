@@ -5,7 +5,7 @@ import difflib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import timm
 import torch
