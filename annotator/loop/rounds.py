@@ -32,6 +32,8 @@ FIRST_STEPS_PER_SECOND = 2.0
 TRAINING_SHARE = 0.8
 """Share of `round_minutes` for training; the rest is for reading the pool."""
 MIN_STEPS = 10
+FRESH_RATE, TRAINED_RATE = 1e-3, 5e-4
+"""Learning rates of a round that began from random weights, and from trained ones (the papers')."""
 _NUMBER = re.compile(r"-(\d+)$")
 Rows = NDArray[np.int64]
 
@@ -50,14 +52,15 @@ def build_config(workspace: Workspace, request: RoundRequest, steps: int) -> Run
     Raises:
         InputError: the file cannot be read, or a key or value in it is wrong.
     """
-    settings = workspace.settings.learner
+    settings, weights = workspace.settings.learner, encoders.first_weights(workspace)
     values: dict[str, Any] = {
         "method": settings.methods[0],
         "image_size": settings.image_size,
         "device": settings.device,
         "precision": settings.precision,
         "threads": settings.threads,
-        "backbone": {"name": settings.backbone, "weights": encoders.first_weights(workspace)},
+        "backbone": {"name": settings.backbone, "weights": weights},
+        "optimizer": {"lr": FRESH_RATE if weights is None else TRAINED_RATE},
         "steps": steps,
     }
     if request.config is not None:

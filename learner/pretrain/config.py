@@ -41,7 +41,7 @@ class TermsConfig(_Part):
     weights: dict[Term, float] = Field({"hog": 1.0}, min_length=1)
     temperature: float = Field(0.2, gt=0, description="simclr")
     target_dim: int = Field(256, ge=2, description="hog: principal components to predict")
-    whitening: float = Field(0.5, ge=0, le=1, description="hog: 0 keeps the components' variances, 1 makes them equal")
+    whitening: float = Field(0.0, ge=0, le=1, description="hog: 0 keeps the components' variances, 1 makes them equal")
     mask: float = Field(
         0.5, ge=0, lt=1, description="maskfeat, pixels: share of cells masked; hog: the most, drawn from 0 up"
     )

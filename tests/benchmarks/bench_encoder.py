@@ -10,6 +10,7 @@ Also images/s (two threads, clean, flip-averaged) and the file's size. Writes ta
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,17 +22,18 @@ from rich.console import Console
 from rich.progress import track
 
 from learner import hog
-from learner.backbones import SHIPPED_NET
+from learner.augment import Augmenter
+from learner.backbones import GRID_DIM, SHIPPED_NET, read_grid
 from learner.benchmark.bootstrap import paired_bootstrap
-from learner.config import BackboneConfig
+from learner.config import AugmentConfig, BackboneConfig
 from learner.data import PixelCache
 from learner.duplicates import find_copies
 from learner.manifest import Manifest, read_votes, write_cache
 from learner.models import SHIPPED, SHIPPED_FILE
 from learner.pretrain.bodies import make_body
 from learner.pretrain.config import PretrainConfig
-from learner.pretrain.encoder import FaceEncoder, fit_readout
-from learner.pretrain.probe import SEEDS, ProbeResult, probe, probe_votes
+from learner.pretrain.encoder import FaceEncoder, fit_readout, principal_components
+from learner.pretrain.probe import SEEDS, ProbeResult, draw_per_class, probe, probe_votes
 
 Features = NDArray[np.float32]
 LABELS = (100, 400)
@@ -57,7 +59,17 @@ class Faces:
         copies = find_copies(cache, val, train)
         left = np.setdiff1d(manifest.labeled("val"), np.union1d(copies.exact, copies.near))
         self.val = np.intersect1d(left, manifest.labeled("val"))
-        self.sample = self.pixels[self.unlabeled[np.linspace(0, len(self.unlabeled) - 1, 10_000).astype(np.int64)]]
+        self.sample = self.unlabeled[np.linspace(0, len(self.unlabeled) - 1, 10_000).astype(np.int64)]
+        probed = [draw_per_class(self.label, self.train, total, seed) for total in LABELS for seed in SEEDS]
+        voted = [np.random.default_rng(seed).permutation(self.unlabeled)[: max(VOTES)] for seed in SEEDS]
+        self.needed = np.unique(np.concatenate([self.val, *probed, *voted]))
+
+    def on_needed(self, encode: Callable[[NDArray[np.uint8]], Features]) -> Features:
+        """Encode the rows that any probe reads; the others stay 0."""
+        found = encode(self.pixels[self.needed])
+        features = np.zeros((len(self.pixels), found.shape[1]), np.float32)
+        features[self.needed] = found
+        return features
 
 
 def measure(features: Features, faces: Faces) -> dict[str, Any]:
@@ -73,12 +85,25 @@ def measure(features: Features, faces: Faces) -> dict[str, Any]:
     return found
 
 
-def read_out(encoder: FaceEncoder, faces: Faces, grid: int) -> Features:
-    """Read an encoder's last map out on another grid, on the components of the training faces."""
-    about = encoder.about
-    backbone = BackboneConfig.model_validate(about["backbone"])
-    config = PretrainConfig(image_size=encoder.image_size, grid=grid, backbone=backbone)
-    return fit_readout(encoder.network.body, config, faces.sample, encoder.name)(faces.pixels)
+def read_out(encoder: FaceEncoder, faces: Faces) -> dict[int, Features]:
+    """Read an encoder's last map out on the 3×3 grid and by global average, on the components of training faces."""
+    asked = np.union1d(faces.sample, faces.needed)
+    found: dict[int, list[torch.Tensor]] = {3: [], 1: []}
+    normaliser = Augmenter(AugmentConfig(), encoder.image_size, 0, torch.device("cpu"))
+    with torch.inference_mode():
+        for start in range(0, len(asked), 64):
+            x = normaliser.normalise(normaliser.upload(faces.pixels[asked[start : start + 64]]))
+            last = encoder.network.body(torch.cat([x, x.flip(3)])).float()
+            for grid, parts in found.items():
+                parts.append(read_grid(last, grid).view(2, len(x), -1).mean(dim=0))
+    features = {}
+    for grid, parts in found.items():
+        wide = torch.cat(parts)
+        fitted = wide[np.isin(asked, faces.sample)].double()
+        weight, bias = principal_components(fitted, min(GRID_DIM, wide.shape[1]))
+        features[grid] = np.zeros((len(faces.pixels), len(weight)), np.float32)
+        features[grid][asked] = (wide @ weight.T + bias).numpy()
+    return features
 
 
 def described(found: dict[str, Any], hog_found: dict[str, Any], faces: Faces) -> dict[str, Any]:
@@ -139,16 +164,17 @@ def main() -> None:
         faces = Faces(asked.ferplus, Path(scratch))
     torch.manual_seed(0)
     body, _ = make_body(BackboneConfig(name=SHIPPED_NET), 48)
-    random = fit_readout(body, PretrainConfig(), faces.sample, "random")
-    reference = measure(hog.describe(faces.pixels), faces)
+    random = fit_readout(body, PretrainConfig(), faces.pixels[faces.sample], "random")
+    reference = measure(faces.on_needed(hog.describe), faces)
     rows = {"HOG": described(reference, reference, faces)}
     made = {"random": random, **{name: FaceEncoder.load(file) for name, file in files.items()}}
     for name, encoder in track(made.items(), "probing", console=console):
-        for grid in (3, 1):
+        for grid, features in read_out(encoder, faces).items():
             title = f"{name}, {'3×3 grid' if grid == 3 else 'global average'}"
-            rows[title] = described(measure(read_out(encoder, faces, grid), faces), reference, faces)
+            rows[title] = described(measure(features, faces), reference, faces)
         if name == SHIPPED:
-            rows["shipped, as its file says"] = described(measure(encoder(faces.pixels), faces), reference, faces)
+            as_filed = measure(faces.on_needed(encoder), faces)
+            rows["shipped, as its file says"] = described(as_filed, reference, faces)
     report: dict[str, Any] = {"validation_faces": len(faces.val), "train_faces": len(faces.unlabeled), "rows": rows}
     report["left_out"] = faces.left_out
     if SHIPPED in made:

@@ -85,8 +85,9 @@ def test_a_file_that_is_no_encoder_is_refused(tmp_path):
         FaceEncoder.load(tmp_path / "missing.safetensors")
 
 
-def test_principal_components_match_a_decomposition_by_numpy():
-    x = torch.randn(200, 7, generator=torch.Generator().manual_seed(0)).double() * torch.arange(1, 8)
+@pytest.mark.parametrize("num", [200, 5])
+def test_principal_components_match_a_decomposition_by_numpy(num):
+    x = torch.randn(num, 7, generator=torch.Generator().manual_seed(0)).double() * torch.arange(1, 8)
     weight, bias = principal_components(x, 3)
     got = x.float() @ weight.T + bias
     centred = (x - x.mean(dim=0)).numpy()
