@@ -4,6 +4,7 @@ from typing import Any, Literal, Protocol
 
 import lightning_fabric
 import torch
+from threadpoolctl import threadpool_limits
 
 from learner.errors import InputError
 
@@ -37,6 +38,7 @@ def make_fabric(config: Placement) -> lightning_fabric.Fabric:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+        threadpool_limits(config.threads, "blas")  # numpy's too: another number of threads rounds sums otherwise
     try:
         device = lightning_fabric.Fabric(accelerator=config.device, devices=1).device
         precision = config.precision if config.precision != "auto" else fitting_precision(device)

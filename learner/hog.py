@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.components import largest
+
 GRID = 8
 ORIENTATIONS = 9
 CLIP = 0.2
@@ -137,12 +139,7 @@ def fit(descriptors: F32, max_dim: int = MAX_DIM, seed: int = 0) -> Projection:
         sample = sample[np.sort(chosen)]
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = sample - mean
-    covariance = (centred.T @ centred).astype(np.float64) / len(sample)
-    values, vectors = np.linalg.eigh(covariance)
-    keep = min(max_dim, len(sample) - 1, int((values > 1e-9).sum()))
-    components = vectors[:, ::-1][:, : max(1, keep)]
-    largest = np.abs(components).argmax(axis=0)
-    components = components * np.sign(components[largest, np.arange(components.shape[1])])
-    components = np.ascontiguousarray(components, dtype=np.float32)
+    values, vectors = largest(centred, min(max_dim, len(sample) - 1, centred.shape[1]))
+    components = np.ascontiguousarray(vectors[:, : max(1, int((values > 1e-9).sum()))], dtype=np.float32)
     length = float(np.sqrt(((centred @ components) ** 2).sum(axis=1).mean()))
     return Projection(mean, components, 1.0 / max(length, 1e-6))

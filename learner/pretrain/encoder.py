@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from scipy import linalg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learner.augment import Augmenter
 from learner.backbones import GridReadout, read_grid
 from learner.checkpoint import sync
+from learner.components import largest
 from learner.config import AugmentConfig, BackboneConfig
 from learner.errors import CheckpointError, InputError
 from learner.models import SHIPPED, SHIPPED_FILE
@@ -147,16 +147,8 @@ def principal_components(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     Components keep their own variances, unlike whitened ones: on FER+ that reads expression best.
     """
     mean = x.mean(dim=0)
-    centred = (x - mean).numpy()
-    few = len(x) < x.shape[1]  # then the products of faces are the smaller matrix, with the same values
-    product = (centred @ centred.T if few else centred.T @ centred) / len(x)
-    values, vectors = linalg.eigh(product, subset_by_index=[len(product) - dim, len(product) - 1])
-    if few:
-        vectors = centred.T @ (vectors / np.sqrt(np.maximum(values, 1e-12) * len(x)))
-    components = torch.from_numpy(np.ascontiguousarray(vectors[:, ::-1]))
-    largest = components.abs().argmax(dim=0)
-    components = components * components[largest, torch.arange(dim)].sign()
-    weight = components.T / np.sqrt(max(float(values.mean()), 1e-12))
+    values, components = largest((x - mean).numpy(), dim)
+    weight = torch.from_numpy(components).T / np.sqrt(max(float(values.mean()), 1e-12))
     return weight.float(), -(weight @ mean).float()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from learner.device import fitting_precision, make_fabric
 from learner.errors import InputError
@@ -53,3 +54,9 @@ def test_bfloat16_resumes_bit_for_bit_and_publishes_float32(tmp_path: Path) -> N
     probs = np.load(run_round(tmp_path / "run") / "probs.npy")
     assert np.isfinite(probs).all()
     assert np.allclose(probs.sum(axis=1), 1, atol=1e-5)
+
+
+def test_threads_bound_those_of_numpy_too():
+    with threadpool_limits():  # what was before comes again
+        make_fabric(small_config(threads=1))
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
