@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from annotator.durable import write_atomically
+from annotator.encoders import RUN_PREFIX
 from annotator.errors import InputError, WorkspaceBusyError
 from annotator.maintenance.shards import shards
 from annotator.settings import Workspace
@@ -79,15 +80,20 @@ def erase(
 def scrub(workspace: Workspace, rows: list[int]) -> list[str]:
     """Zero everything that the files of the workspace hold about `rows`; return the files that were rewritten."""
     gone = np.array(sorted(rows), dtype=np.int64)
-    changed = [path for path, start, stop in shards(workspace.root) if _zero_shard(path, start, stop, gone)]
+    changed: list[Path] = []
     for folder in _folders_with_rows(workspace.root):
         changed += _zero_readings(folder, gone)
     runs = workspace.root / "runs"
     if len(gone) and runs.is_dir():
-        # Rounds under way were made from a view with the erased faces in it; the learner begins a new one.
         for run in sorted(runs.iterdir()):
-            shutil.rmtree(run)
-            changed.append(run)
+            if run.name.startswith(RUN_PREFIX):
+                changed += _leave_out(run, gone)
+            else:
+                # Rounds under way were made from a view with the erased faces in it; the learner begins a new one.
+                shutil.rmtree(run)
+                changed.append(run)
+    # Last, for `unscrubbed` looks at these alone.
+    changed += [path for path, start, stop in shards(workspace.root) if _zero_shard(path, start, stop, gone)]
     return [str(path.relative_to(workspace.root)) for path in changed]
 
 
@@ -128,6 +134,40 @@ def _zero_shard(path: Path, start: int, stop: int, gone: NDArray[np.int64]) -> b
         return False
     values[inside] = 0
     write_atomically(path, _npy(values))
+    return True
+
+
+def _leave_out(run: Path, gone: NDArray[np.int64]) -> list[Path]:
+    """Let a pre-training go on without `gone`: hours of it would be lost otherwise. With nobody left it goes."""
+    try:
+        rows = np.load(run / "rows.npy", allow_pickle=False)
+    except (OSError, ValueError):
+        rows = np.zeros(0, dtype=np.int64)
+    kept = rows[~np.isin(rows, gone)]
+    if len(kept) < 2:
+        shutil.rmtree(run)
+        return [run]
+    changed = [path for path in run.glob(".*") if path.is_file()]  # half-made descriptors, a killed process's
+    for path in changed:
+        path.unlink()
+    if len(kept) < len(rows):
+        write_atomically(run / "rows.npy", _npy(kept))
+        changed.append(run / "rows.npy")
+    if (run / "targets-rows.npy").is_file():
+        described = np.load(run / "targets-rows.npy", allow_pickle=False)
+        changed += [p for p in [run / "targets.npy"] if _zero_at(p, np.flatnonzero(np.isin(described, gone)))]
+    return changed + [p for p in [run / "labels.npz"] if p.is_file() and _drop_labels(p, gone)]
+
+
+def _drop_labels(path: Path, gone: NDArray[np.int64]) -> bool:
+    with np.load(path, allow_pickle=False) as file:
+        labels = {key: file[key] for key in file.files}
+    kept = ~np.isin(labels["rows"], gone)
+    if kept.all():
+        return False
+    buffer = io.BytesIO()
+    np.savez(buffer, **{key: values[kept] for key, values in labels.items()})
+    write_atomically(path, buffer.getvalue())
     return True
 
 

@@ -21,8 +21,10 @@ from annotator.loop.rounds import RoundRequest, build_config
 from annotator.settings import Workspace
 from annotator.status import workspace_status
 from annotator.store import LabelStore
+from learner import checkpoint
 from learner.pretrain.encoder import FaceEncoder
 from learner.pretrain.loop import run_pretraining
+from learner.round import StoppedError
 from tests.loop.conftest import answer, answer_truth, first_order, make_workspace, tick_until
 from tests.loop.encoders import write_encoder
 
@@ -192,6 +194,49 @@ def test_a_stopped_learner_goes_on_at_the_next_start(tmp_path: Path, faces: Path
         for _ in range(5):
             learner.tick()
         assert learner.runner.pretraining  # a round waits its turn
+
+
+def test_an_erased_face_leaves_a_run_under_way_and_the_run_goes_on(tmp_path: Path, faces: Path, quick: Path) -> None:
+    workspace = make_workspace(tmp_path / "ws", faces)
+    with LabelStore.open(workspace) as store:
+        table = store.images.table()
+        rows = table.rows[(table.split == 0) & (table.rows == table.group)][:12].tolist()
+        for number, row in enumerate(rows):
+            answer(store, row, ("happiness", "sadness")[number % 2])
+        run = make_pretraining(workspace, store, PretrainRequest("random", config=quick))
+        victim = store.images.by_rows([rows[3]])[0]
+    (run / ".targets.npy.99").write_bytes(b"half")
+    with pytest.raises(StoppedError):
+        run_pretraining(run, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    before, described = np.load(run / "targets.npy"), np.load(run / "targets-rows.npy")
+    report = maintenance.erase(workspace, image_id=victim.image_id, reason="asked for")
+    assert f"runs/{run.name}/targets.npy" in report.rewritten
+    after = np.load(run / "targets.npy")
+    assert before[described == victim.row].any()
+    assert not after[described == victim.row].any()
+    np.testing.assert_array_equal(after[described != victim.row], before[described != victim.row])
+    assert victim.row not in np.load(run / "rows.npy")
+    with np.load(run / "labels.npz") as labels:
+        assert set(labels["rows"]) == set(rows) - {victim.row}
+        assert (labels["label"] == [1, 3, 1, 1, 3, 1, 3, 1, 3, 1, 3]).all()
+    assert not list(run.glob(".*"))
+    step = checkpoint.load(run / "checkpoint" / "state.safetensors")[1]["step"]
+    assert 0 < step < QUICK["steps"]
+    out = run_pretraining(run)  # from there, not from the beginning
+    assert FaceEncoder.load(out / encoders.WEIGHTS).dim == 16
+    assert encoders.read_curve(run / encoders.CURVE)[-1]["labels"] == 11
+    assert maintenance.verify(workspace).problems == []
+
+
+def test_a_run_of_which_hardly_anybody_is_left_goes(tmp_path: Path, faces: Path, quick: Path) -> None:
+    workspace = make_workspace(tmp_path / "ws", faces)
+    with LabelStore.open(workspace) as store:
+        run = make_pretraining(workspace, store, PretrainRequest("random", config=quick))
+        image = store.images.by_rows([0])[0].image_id
+    np.save(run / "rows.npy", np.array([0, 5]))
+    report = maintenance.erase(workspace, image_id=image, reason="asked for")
+    assert f"runs/{run.name}" in report.rewritten
+    assert not run.exists()
 
 
 def test_backup_and_verify_know_the_pool_s_encoder(tmp_path: Path, faces: Path) -> None:
