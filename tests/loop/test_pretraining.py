@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ QUICK = {
     "terms": {"weights": {"hog": 1.0}, "target_dim": 16},
     "precision": "32-true",
     "log_every": 1,
-    "checkpoint_every": 1,
+    "checkpoint_every": 5,
     "probe_every": 2,
 }
 
@@ -152,11 +153,14 @@ def test_rounds_begin_with_the_pool_s_encoder_where_it_is_wide_enough(
 def test_kill_dash_nine_in_the_middle_and_the_same_encoder_comes_out(tmp_path: Path, faces: Path, quick: Path) -> None:
     workspace = make_workspace(tmp_path / "ws", faces)
     with opened(workspace) as learner:
-        file_job(learner.store, quick, steps=40)
-        tick_until(learner, lambda: learner.runner.progress().get("step", 0) >= 3)
+        file_job(learner.store, quick, steps=20)
+        tick_until(learner, lambda: learner.runner.pretraining)
         assert learner.runner._child is not None
         assert learner.runner._run is not None
         run = learner.runner._run
+        while not (run / "checkpoint" / "state.safetensors").exists():
+            assert learner.runner._child.poll() is None
+            time.sleep(0.005)
         os.kill(learner.runner._child.pid, signal.SIGKILL)  # the trainer: it is started again
         tick_until(learner, lambda: learner.runner._deaths == 1)
         assert not (run / "out").exists()
