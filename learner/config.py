@@ -7,7 +7,7 @@ defaults below, and `RunConfig.save` writes the resolved whole beside the result
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -99,7 +99,41 @@ class EmaConfig(_Part):
     )
 
 
-class RunConfig(_Part):
+class FileConfig(_Part):
+    """A run's settings, read from one YAML or JSON file and written beside its results."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read one YAML or JSON file.
+
+        Raises:
+            InputError: the file is missing or holds an unknown key or a wrong value.
+        """
+        return cls.parse(read_yaml(Path(path), "configuration"), str(path))
+
+    @classmethod
+    def parse(cls, data: dict[str, Any], source: str = "configuration") -> Self:
+        """Validate a mapping, turning pydantic's report into one line.
+
+        Raises:
+            InputError: an unknown key or a wrong value; the message names each.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            parts = (f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in error.errors())
+            raise InputError(f"{source}: " + "; ".join(parts)) from error
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a validated copy with other values; `backbone` etc. may be given as mappings."""
+        return self.parse({**self.model_dump(), **changes})
+
+    def save(self, path: str | Path) -> None:
+        """Write the resolved configuration as JSON, replacing the file atomically."""
+        write_json(Path(path), self.model_dump(mode="json"))
+
+
+class RunConfig(FileConfig):
     """One training run, completely."""
 
     method: str = "lion"
@@ -131,36 +165,6 @@ class RunConfig(_Part):
         "strong",
         description="readings beside the clean one, for the disagreement signals; 'strong' compares with the clean",
     )
-
-    @classmethod
-    def load(cls, path: str | Path) -> "RunConfig":
-        """Read one YAML or JSON file.
-
-        Raises:
-            InputError: the file is missing or holds an unknown key or a wrong value.
-        """
-        return cls.parse(read_yaml(Path(path), "configuration"), str(path))
-
-    @classmethod
-    def parse(cls, data: dict[str, Any], source: str = "configuration") -> "RunConfig":
-        """Validate a mapping, turning pydantic's report into one line.
-
-        Raises:
-            InputError: an unknown key or a wrong value; the message names each.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            parts = (f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in error.errors())
-            raise InputError(f"{source}: " + "; ".join(parts)) from error
-
-    def replace(self, **changes: Any) -> "RunConfig":
-        """Return a validated copy with other values; `backbone` etc. may be given as mappings."""
-        return RunConfig.parse({**self.model_dump(), **changes})
-
-    def save(self, path: str | Path) -> None:
-        """Write the resolved configuration as JSON, replacing the file atomically."""
-        write_json(Path(path), self.model_dump(mode="json"))
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

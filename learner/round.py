@@ -127,8 +127,19 @@ class Reporter:
         if self._listen is not None:
             self._listen(report)
 
-    def failed(self, message: str) -> None:
-        """Say why the round ended."""
+    @contextmanager
+    def running(self) -> Iterator[threading.Event]:
+        """Yield what tells that SIGTERM came; write down why the block failed, if it does."""
+        try:
+            with stop_requests() as asked:
+                yield asked
+        except StoppedError:
+            raise
+        except LearnerError as error:
+            self._failed(str(error))
+            raise
+
+    def _failed(self, message: str) -> None:
         write_json(
             self._path, {"state": "failed", "step": 0, "steps": self._steps, "progress": 0.0, "message": message}
         )
@@ -171,20 +182,14 @@ def run_round(
         return out
     files = RunFiles.read(folder)
     report = Reporter(folder, files.config.steps, listen)
-    try:
-        with stop_requests() as asked:
-            round_ = Round(files, report, asked)
-            round_.trainer.observers.extend(observers)
-            report.notes = round_.trainer.notes
-            for note in report.notes:
-                sys.stderr.write(f"note: {note}\n")
-            round_.train()
-            round_.publish()
-    except StoppedError:
-        raise
-    except LearnerError as error:
-        report.failed(str(error))
-        raise
+    with report.running() as asked:
+        round_ = Round(files, report, asked)
+        round_.trainer.observers.extend(observers)
+        report.notes = round_.trainer.notes
+        for note in report.notes:
+            sys.stderr.write(f"note: {note}\n")
+        round_.train()
+        round_.publish()
     report("done", files.config.steps, 1.0, 0.0, round_.trainer.logs, now=True)
     return out
 

@@ -1,13 +1,11 @@
 """What decides the pre-training of an encoder, in one frozen object: unknown keys fail, nothing is inherited."""
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learner.backbones import GRID, GRID_DIM
-from learner.config import BackboneConfig, read_yaml, write_json
-from learner.errors import InputError
+from learner.config import BackboneConfig, FileConfig
 from learner.pretrain.mae import MaeConfig
 
 Term = Literal["hog", "simclr", "vicreg", "maskfeat", "pixels"]
@@ -55,7 +53,7 @@ class TermsConfig(_Part):
         return self
 
 
-class PretrainConfig(_Part):
+class PretrainConfig(FileConfig):
     """One pre-training run, completely. `mae` replaces `terms`: a masked autoencoder on a ViT."""
 
     terms: TermsConfig | None = TermsConfig()
@@ -85,33 +83,3 @@ class PretrainConfig(_Part):
         if (self.terms is None) == (self.mae is None):
             raise ValueError("give either terms or mae, and null for the other")
         return self
-
-    @classmethod
-    def load(cls, path: str | Path) -> "PretrainConfig":
-        """Read one YAML or JSON file.
-
-        Raises:
-            InputError: the file is missing or holds an unknown key or a wrong value.
-        """
-        return cls.parse(read_yaml(Path(path), "configuration"), str(path))
-
-    @classmethod
-    def parse(cls, data: dict[str, Any], source: str = "configuration") -> "PretrainConfig":
-        """Validate a mapping, turning pydantic's report into one line.
-
-        Raises:
-            InputError: an unknown key or a wrong value; the message names each.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            parts = (f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in error.errors())
-            raise InputError(f"{source}: " + "; ".join(parts)) from error
-
-    def replace(self, **changes: Any) -> "PretrainConfig":
-        """Return a validated copy with other values."""
-        return PretrainConfig.parse({**self.model_dump(), **changes})
-
-    def save(self, path: str | Path) -> None:
-        """Write the resolved configuration as JSON, replacing the file atomically."""
-        write_json(Path(path), self.model_dump(mode="json"))

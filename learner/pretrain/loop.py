@@ -25,7 +25,7 @@ from learner.config import AugmentConfig, EmaConfig, write_json
 from learner.data import Cycle, PixelCache, Rows
 from learner.device import make_fabric
 from learner.draws import key
-from learner.errors import DivergedError, InputError, LearnerError
+from learner.errors import DivergedError, InputError
 from learner.models import Ema
 from learner.pretrain import targets
 from learner.pretrain.bodies import make_body
@@ -34,7 +34,7 @@ from learner.pretrain.encoder import MAX_FIT, FaceEncoder, fit_readout
 from learner.pretrain.mae import MaskedAutoencoder, MaskedAutoencoding
 from learner.pretrain.objectives import FaceTerms, Objective, make_targets
 from learner.pretrain.probe import cross_validate
-from learner.round import Reporter, StoppedError, stop_requests
+from learner.round import Reporter, StoppedError
 
 ENCODER = "encoder.safetensors"
 CURVE = "probe.jsonl"
@@ -55,16 +55,10 @@ def run_pretraining(folder: Path, listen: Listen | None = None) -> Path:
         return out
     config = PretrainConfig.load(folder / "config.json")
     report = Reporter(folder, config.steps, listen)
-    try:
-        with stop_requests() as asked:
-            run = Pretraining(folder, config, report, asked)
-            run.train()
-            run.publish()
-    except StoppedError:
-        raise
-    except LearnerError as error:
-        report.failed(str(error))
-        raise
+    with report.running() as asked:
+        run = Pretraining(folder, config, report, asked)
+        run.train()
+        run.publish()
     report("done", config.steps, 1.0, 0.0, run.logs, now=True)
     return out
 
