@@ -19,6 +19,7 @@ from annotator.commands.workspaces import ExportFormat, ImportFormat
 from annotator.ingest import demo_faces
 from annotator.settings import Workspace
 from annotator.simulate import server_url
+from tests.ingest.group_photos import group_photo
 from tests.zygote import Zygote
 
 README = Path(__file__).parents[1] / "README.md"
@@ -87,6 +88,8 @@ def test_every_command_of_the_readme_works(zygote: Zygote, tmp_path: Path) -> No
     (tmp_path / "faces").mkdir()
     for path in sorted((tmp_path / "more" / "images").iterdir())[:5]:
         shutil.copy(path, tmp_path / "faces")
+    (tmp_path / "photos").mkdir()
+    group_photo(seed=1)[0].save(tmp_path / "photos" / "group.png")
     running: AbstractContextManager[None] | None = None
     try:
         for words in commands():
@@ -105,6 +108,8 @@ def test_every_command_of_the_readme_works(zygote: Zygote, tmp_path: Path) -> No
             running.__exit__(None, None, None)
     assert (tmp_path / "labels.csv").is_file()
     assert (tmp_path / "predictions.parquet").is_file()
+    assert (tmp_path / "features.npz").is_file()
+    assert (tmp_path / "three-stages" / "teacher" / "out").is_dir()
 
 
 def test_the_readme_names_every_format_and_command() -> None:
