@@ -15,7 +15,7 @@ from annotator.encoders import RUN_PREFIX, EncoderFile
 from annotator.errors import InputError, LearnerError
 from annotator.loop.embed import PixelShards
 from annotator.loop.labels import arrays
-from annotator.loop.rounds import cached, next_number, read_overrides, representatives, unlabeled
+from annotator.loop.rounds import cached, next_number, representatives, run_values, unlabeled
 from annotator.settings import POOL, RANDOM, SHIPPED, TIMM, Workspace
 from annotator.store import LabelStore
 
@@ -55,26 +55,10 @@ def settings_of(workspace: Workspace, request: PretrainRequest) -> dict[str, Any
     Raises:
         InputError: the configuration file or the start's file cannot be read, or the size differs from the cache's.
     """
-    settings = workspace.settings.learner
-    values: dict[str, Any] = {
-        "steps": STEPS,
-        "image_size": settings.image_size,
-        "device": settings.device,
-        "precision": settings.precision,
-        "threads": settings.threads,
-        "backbone": _backbone(workspace, request.start),
-    }
-    if request.config is not None:
-        values |= read_overrides(request.config)
-    if request.steps is not None:
-        values["steps"] = request.steps
-    if request.start is not None:
-        values["backbone"] = _backbone(workspace, request.start)
-    if values["image_size"] != settings.image_size:
-        raise InputError(
-            f"image_size {values['image_size']}: the cache of this workspace holds {settings.image_size} pixels only"
-        )
-    return values
+    backbone = _backbone(workspace, request.start)
+    asked: dict[str, Any] = {} if request.steps is None else {"steps": request.steps}
+    asked |= {} if request.start is None else {"backbone": backbone}
+    return run_values(workspace, {"steps": STEPS, "backbone": backbone}, request.config, asked)
 
 
 def _backbone(workspace: Workspace, start: str | None) -> dict[str, Any]:

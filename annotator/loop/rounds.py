@@ -53,36 +53,40 @@ def build_config(workspace: Workspace, request: RoundRequest, steps: int) -> Run
         InputError: the file cannot be read, or a key or value in it is wrong.
     """
     settings, weights = workspace.settings.learner, encoders.first_weights(workspace)
-    values: dict[str, Any] = {
+    own: dict[str, Any] = {
         "method": settings.methods[0],
-        "image_size": settings.image_size,
-        "device": settings.device,
-        "precision": settings.precision,
-        "threads": settings.threads,
         "backbone": {"name": settings.backbone, "weights": weights},
         "optimizer": {"lr": FRESH_RATE if weights is None else TRAINED_RATE},
         "steps": steps,
     }
-    if request.config is not None:
-        values |= read_overrides(request.config)
-    if request.method is not None:
-        values["method"] = request.method
-    if values["image_size"] != settings.image_size:
-        raise InputError(
-            f"image_size {values['image_size']}: the cache of this workspace holds {settings.image_size} pixels only"
-        )
+    asked = {} if request.method is None else {"method": request.method}
+    values = run_values(workspace, own, request.config, asked)
     try:
         return RunConfig.parse(values, str(request.config or "workspace.yaml"))
     except LearnerInputError as error:
         raise InputError(str(error)) from error
 
 
-def read_overrides(path: Path) -> dict[str, Any]:
-    """Read a YAML file with other values of a run.
+def run_values(workspace: Workspace, own: dict[str, Any], file: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a run in a child process: the workspace's and its own, the file's, then what was asked for.
 
     Raises:
-        InputError: it cannot be read or holds no mapping.
+        InputError: the file cannot be read, or the size differs from the cache's.
     """
+    settings = workspace.settings.learner
+    shared = ("image_size", "device", "precision", "threads")
+    values: dict[str, Any] = {name: getattr(settings, name) for name in shared} | own
+    if file is not None:
+        values |= _read_overrides(file)
+    values |= asked
+    if values["image_size"] != settings.image_size:
+        raise InputError(
+            f"image_size {values['image_size']}: the cache of this workspace holds {settings.image_size} pixels only"
+        )
+    return values
+
+
+def _read_overrides(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
