@@ -4,6 +4,8 @@ A draw depends on (seed, step, row, copy, purpose, index) alone: not on the batc
 what was drawn before. The mixing function is SplitMix64's finaliser.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,3 +64,12 @@ def uniform(seed: int, step: int | Rows, rows: Rows, purpose: int, count: int) -
     index = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     bits = _mix(state[:, None] + index[None, :])
     return ((bits >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
+
+
+def per_class(label: Rows, rows: Rows, counts: Mapping[int, int], seed: int) -> Rows:
+    """Draw at most so many of `rows` for each class of label (N,), class after class.
+
+    Draws with one seed are nested: more of a class contain fewer.
+    """
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    return np.concatenate([shuffled[label[shuffled] == index][:count] for index, count in counts.items()])

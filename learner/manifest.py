@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from learner import draws
 from learner.config import RunConfig, write_json
 from learner.data import SHARD_BYTES, Rows, save_view, write_shards
 from learner.errors import InputError
@@ -270,9 +271,7 @@ def choose_labels(manifest: Manifest, per_class: int | None, seed: int) -> Rows:
     rows = manifest.labeled("train")
     if per_class is None:
         return rows
-    shuffled = np.random.default_rng(seed).permutation(rows)
-    parts = [shuffled[manifest.label[shuffled] == index][:per_class] for index in range(len(manifest.classes))]
-    return np.sort(np.concatenate(parts))
+    return np.sort(draws.per_class(manifest.label, rows, dict.fromkeys(range(len(manifest.classes)), per_class), seed))
 
 
 def make_run(manifest: Manifest, config: RunConfig, labeled: Rows, folder: Path, cache: Path) -> None:

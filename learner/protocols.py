@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from learner import draws
 from learner.data import Rows
 from learner.errors import InputError
 from learner.manifest import SPLITS, Manifest, majority, plurality, read_ferplus
@@ -122,10 +123,8 @@ class LabelSplit:
         Raises:
             ValueError: as `counts`.
         """
-        shuffled = np.random.default_rng(seed).permutation(manifest.labeled("train"))
-        label = manifest.label[shuffled]
-        parts = [shuffled[label == index][:count] for index, count in enumerate(self.counts(manifest))]
-        return np.sort(np.concatenate(parts))
+        counts = dict(enumerate(self.counts(manifest)))
+        return np.sort(draws.per_class(manifest.label, manifest.labeled("train"), counts, seed))
 
 
 def available_counts(manifest: Manifest) -> list[int]:

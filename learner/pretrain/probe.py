@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
+from learner import draws
 from learner.errors import InputError
 
 F32 = NDArray[np.float32]
@@ -62,8 +63,7 @@ def draw_per_class(label: Labels, rows: Labels, total: int, seed: int) -> Labels
     count = total // len(classes)
     if count < 1:
         raise InputError(f"{total} labels are fewer than {len(classes)} classes")
-    shuffled = np.random.default_rng(seed).permutation(rows)
-    return np.concatenate([shuffled[label[shuffled] == k][:count] for k in classes])
+    return draws.per_class(label, rows, dict.fromkeys(classes.tolist(), count), seed)
 
 
 def probe(
