@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-import learner
 from annotator.durable import sync_folder
 from annotator.errors import AnnotatorError, InputError
 from annotator.features import EncoderInfo, FeatureShards
 from annotator.settings import POOL, RANDOM, SHIPPED, TIMM, Workspace
+from learner.config import SHIPPED_FILE
 
 WEIGHTS = "encoder.safetensors"
 CURVE = "probe.jsonl"
 NETWORK = "network"
-SHIPPED_FILE = Path(learner.__file__).parent / "pretrain" / "shipped" / WEIGHTS
 RUN_PREFIX = "pretrain-"
 _COMPLETE = "complete"
 _GRID_NET = ("resnet10_grid", 3, 256)

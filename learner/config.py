@@ -31,13 +31,17 @@ Operation = Literal[
     "TranslateY",
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+SHIPPED = "shipped"
+SHIPPED_FILE = Path(__file__).parent / "pretrain" / "shipped" / "encoder.safetensors"
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A section of a configuration: frozen, unknown keys fail."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BackboneConfig(_Part):
+class BackboneConfig(Part):
     """Which network sees the face, and where its first weights come from."""
 
     name: str = Field("resnet18", description="a timm model, resnet10_grid or resnet10_small")
@@ -53,7 +57,7 @@ class BackboneConfig(_Part):
     )
 
 
-class AugmentConfig(_Part):
+class AugmentConfig(Part):
     """Weak and strong views (ALGORITHMS.md 1.4)."""
 
     crop_probability: float = Field(0.5, ge=0, le=1)
@@ -79,7 +83,7 @@ class AugmentConfig(_Part):
         return value
 
 
-class OptimizerConfig(_Part):
+class OptimizerConfig(Part):
     """The optimiser; its moments start anew every round."""
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -90,7 +94,7 @@ class OptimizerConfig(_Part):
     warmup_steps: int = Field(0, ge=0, description="linear rise of the rate over the first steps of the run")
 
 
-class EmaConfig(_Part):
+class EmaConfig(Part):
     """The averaged model that is evaluated and published (ALGORITHMS.md 1.3)."""
 
     decay: float = Field(0.999, ge=0, lt=1)
@@ -99,7 +103,7 @@ class EmaConfig(_Part):
     )
 
 
-class FileConfig(_Part):
+class FileConfig(Part):
     """A run's settings, read from one YAML or JSON file and written beside its results."""
 
     @classmethod

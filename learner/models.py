@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learner import backbones  # registers its networks with timm
-from learner.config import BackboneConfig, EmaConfig
+from learner.config import SHIPPED, SHIPPED_FILE, BackboneConfig, EmaConfig
 from learner.errors import CheckpointError, InputError
 from learner.parts import NetOut, Recipe
 
 HEAD_PREFIXES = ("fc.", "head.", "classifier.", "head_drop.", "module.fc.", "decoder", "mask_token", "projection.")
 FEATURES = "features"
 WRAPPERS = ("module.", "model.", "backbone.", "encoder.", "base.", "body.")
-SHIPPED = "shipped"
-SHIPPED_FILE = Path(__file__).parent / "pretrain" / "shipped" / "encoder.safetensors"
 
 
 class Network(nn.Module):

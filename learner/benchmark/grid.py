@@ -8,22 +8,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from learner import methods
 from learner.bank import adapt
-from learner.config import RunConfig, read_yaml
+from learner.config import Part, RunConfig, read_yaml
 from learner.errors import InputError
 from learner.protocols import Kind, LabelSplit, Protocol
 
 NAME = r"^[A-Za-z0-9_.+=-]+$"  # becomes a folder
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetEntry(_Part):
+class DatasetEntry(Part):
     """Where images come from.
 
     source: relative to the working directory, or else to the configuration. rule: FER+ votes to label. evaluate: the
@@ -43,7 +39,7 @@ class DatasetEntry(_Part):
     boxes: str | None = None
 
 
-class SplitEntry(_Part):
+class SplitEntry(Part):
     """How labels are chosen: a protocol of `learner.protocols` and its amounts; gamma for imbalance only."""
 
     protocol: Protocol
@@ -51,7 +47,7 @@ class SplitEntry(_Part):
     gamma: float = Field(1.0, ge=1)
 
 
-class MethodEntry(_Part):
+class MethodEntry(Part):
     """A method, its options, and what it is compared with.
 
     label: its name in tables, by default the method's. host: the label of the entry that it is paired with; by default
@@ -72,7 +68,7 @@ class MethodEntry(_Part):
         return self.label or self.name
 
 
-class Grid(_Part):
+class Grid(Part):
     """A benchmark, completely. `run` holds fields of `RunConfig` but method, options and seed."""
 
     name: str = Field(pattern=NAME)

@@ -2,20 +2,16 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from learner.backbones import GRID, GRID_DIM
-from learner.config import BackboneConfig, FileConfig
+from learner.config import BackboneConfig, FileConfig, Part
 from learner.pretrain.mae import MaeConfig
 
 Term = Literal["hog", "simclr", "vicreg", "maskfeat", "pixels"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ViewConfig(_Part):
+class ViewConfig(Part):
     """Views that leave an expression what it is: no hard crop, no large shear, no mouth or eyes erased, no solarise."""
 
     flip_probability: float = Field(0.5, ge=0, le=1)
@@ -28,7 +24,7 @@ class ViewConfig(_Part):
     cutout: float = Field(0.12, ge=0, le=1, description="largest area cut out, as a share of the face's")
 
 
-class TermsConfig(_Part):
+class TermsConfig(Part):
     """What one network learns from faces alone: weights of the objectives, and their numbers.
 
     hog: predict the whole undistorted face's HOG descriptor from one view (MaskFeat's target, not per cell but whole).

@@ -21,9 +21,8 @@ from learner.augment import Augmenter
 from learner.backbones import GridReadout, read_grid
 from learner.checkpoint import sync
 from learner.components import largest
-from learner.config import AugmentConfig, BackboneConfig
+from learner.config import SHIPPED, SHIPPED_FILE, AugmentConfig, BackboneConfig
 from learner.errors import CheckpointError, InputError
-from learner.models import SHIPPED, SHIPPED_FILE
 from learner.pretrain.bodies import make_body
 from learner.pretrain.config import PretrainConfig
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from learner import draws
 from learner.augment import Augmenter
-from learner.config import AugmentConfig
+from learner.config import AugmentConfig, Part
 from learner.draws import Rows
 from learner.errors import InputError
 from learner.transfer import send
@@ -25,10 +25,8 @@ FLAT = 1e-6  # added to the variance of a patch
 _MASK, _MEASURE = 52, 53  # purposes of draws
 
 
-class MaeConfig(BaseModel):
+class MaeConfig(Part):
     """What masked autoencoding adds to a run's settings; the encoder is the run's backbone."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches that the encoder does not see")
     norm_pix: bool = Field(True, description="reconstruct every patch at mean 0 and variance 1")

@@ -25,11 +25,10 @@ from learner import hog
 from learner.augment import Augmenter
 from learner.backbones import GRID_DIM, SHIPPED_NET, read_grid
 from learner.benchmark.bootstrap import paired_bootstrap
-from learner.config import AugmentConfig, BackboneConfig
+from learner.config import SHIPPED, SHIPPED_FILE, AugmentConfig, BackboneConfig
 from learner.data import PixelCache
 from learner.duplicates import find_copies
 from learner.manifest import Manifest, read_votes, write_cache
-from learner.models import SHIPPED, SHIPPED_FILE
 from learner.pretrain.bodies import make_body
 from learner.pretrain.config import PretrainConfig
 from learner.pretrain.encoder import FaceEncoder, fit_readout, principal_components

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from learner.backbones import FaceNet, read_grid
-from learner.config import BackboneConfig
+from learner.config import SHIPPED_FILE, BackboneConfig
 from learner.errors import CheckpointError, InputError
-from learner.models import SHIPPED_FILE, load_backbone, make_backbone
+from learner.models import load_backbone, make_backbone
 from learner.pretrain.bodies import make_body
 from learner.pretrain.encoder import FaceEncoder, fit_readout, principal_components
 from tests.learner.pretrain.faces import SIZE, small_config
