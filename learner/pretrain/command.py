@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from learner import hog, progress
 from learner import manifest as manifests
 from learner.backbones import SHIPPED_NET
-from learner.config import BackboneConfig, write_json
+from learner.config import SHIPPED, BackboneConfig, write_json
 from learner.data import PixelCache, Rows, write_shards
 from learner.duplicates import find_copies
 from learner.errors import InputError
 from learner.manifest import Manifest, decode
-from learner.models import SHIPPED
 from learner.pretrain.bodies import make_body
 from learner.pretrain.config import PretrainConfig
 from learner.pretrain.encoder import FaceEncoder, fit_readout
@@ -78,7 +77,8 @@ def prepare(source: Path, config: PretrainConfig, out: Path) -> None:
     cache.mkdir(parents=True)
     with progress.bar("read images") as advance:
         if source.is_dir():
-            names, _ = read_folder(source, config.image_size, cache, lambda share: advance(share, ""))
+            names, bad = read_folder(source, config.image_size, cache, lambda share: advance(share, ""))
+            tell_left_out(bad)
             rows: Rows = np.arange(len(names), dtype=np.int64)
         else:
             found = Manifest.read(source)
@@ -142,8 +142,7 @@ def features(
                 parts.append(encode(faces))
             names, bad = names + read, bad + broken
             advance(min(1.0, (start + _CHUNK) / len(paths)), "")
-    for name in bad:
-        sys.stderr.write(f"left out, no readable image: {name}\n")
+    tell_left_out(bad)
     if not names:
         raise InputError(f"no readable image under {folder} ({len(bad)} files tried)")
     table = np.concatenate(parts).astype(np.float32)
@@ -172,6 +171,12 @@ def _random(faces: NDArray[np.uint8], size: int, device: str) -> Encode:
     if len(faces) < 2:
         raise InputError("a random encoder is fitted to the images; give two or more")
     return fit_readout(body, config, faces[:_FIRST], "random", device)
+
+
+def tell_left_out(names: list[str]) -> None:
+    """Name the files that were no readable image."""
+    for name in names:
+        sys.stderr.write(f"left out, no readable image: {name}\n")
 
 
 def image_paths(folder: Path) -> list[Path]:

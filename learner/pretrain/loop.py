@@ -32,7 +32,7 @@ from learner.pretrain.bodies import make_body
 from learner.pretrain.config import PretrainConfig
 from learner.pretrain.encoder import MAX_FIT, FaceEncoder, fit_readout
 from learner.pretrain.mae import MaskedAutoencoder, MaskedAutoencoding
-from learner.pretrain.objectives import FaceTerms, Objective, make_targets
+from learner.pretrain.objectives import FaceTerms, Objective
 from learner.pretrain.probe import cross_validate
 from learner.round import Reporter, StoppedError
 
@@ -80,6 +80,7 @@ class Pretraining:
         self._upload = Augmenter(AugmentConfig(), config.image_size, config.seed, self.fabric.device).upload
         self.step, self.seconds = 0, 0.0
         self.logs: dict[str, float] = {}
+        self._read_out: tuple[int, FaceEncoder] | None = None
         self.checkpoint = folder / "checkpoint" / "state.safetensors"
         if self.checkpoint.exists():
             self._load()
@@ -91,6 +92,7 @@ class Pretraining:
         if config.mae is not None:
             vit = getattr(body, "backbone", body)
             return MaskedAutoencoding(vit, config.mae, config.seed, device, fresh=config.backbone.weights is None)
+        described = None
         if config.terms is not None and "hog" in config.terms.weights:
 
             def told(share: float) -> None:
@@ -98,7 +100,8 @@ class Pretraining:
 
             terms = config.terms
             targets.build(self.cache, self.rows, self.folder, terms.target_dim, terms.whitening, told)
-        return FaceTerms(body, channels, config, make_targets(config, self.folder), device)
+            described = targets.HogTargets(self.folder)
+        return FaceTerms(body, channels, config, described, device)
 
     def _load(self) -> None:
         tensors, meta = checkpoint.load(self.checkpoint)
@@ -165,10 +168,14 @@ class Pretraining:
                 raise DivergedError(f"the loss is {self.logs['loss']} at step {self.step}; lower lr ({config.lr})")
 
     def encoder(self) -> FaceEncoder:
-        """Read out the averaged network as it is now."""
+        """Read out the averaged network as it is now, once a step."""
+        if self._read_out is not None and self._read_out[0] == self.step:
+            return self._read_out[1]
         chosen = self.rows[np.linspace(0, len(self.rows) - 1, min(len(self.rows), MAX_FIT)).astype(np.int64)]
         body = self.objective.encoder(self.ema.network)
-        return fit_readout(body, self.config, self.cache.gather(chosen), _name(self.config), self.fabric.device)
+        made = fit_readout(body, self.config, self.cache.gather(chosen), _name(self.config), self.fabric.device)
+        self._read_out = (self.step, made)
+        return made
 
     def _probe(self) -> None:
         """Add a point to the probe curve, where there are labels to probe with."""

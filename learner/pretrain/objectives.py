@@ -7,7 +7,6 @@ Deviations: one network carries any weighted sum of them; the term `hog` predict
 before it was distorted, so that features forget shift, scale, turn and light but keep where the edges of a face are.
 """
 
-from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
@@ -219,9 +218,3 @@ def _where_masked(errors: Tensor, mask: Tensor) -> Tensor:
 
 def _spread(mask: Tensor, size: int) -> Tensor:
     return F.interpolate(mask, size=(size, size), mode="nearest")
-
-
-def make_targets(config: PretrainConfig, folder: Path) -> HogTargets | None:
-    """Open the descriptors that a run's terms need."""
-    wanted = config.terms is not None and "hog" in config.terms.weights
-    return HogTargets(folder) if wanted else None
