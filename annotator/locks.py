@@ -1,6 +1,38 @@
 """Which processes are at work on a workspace: each holds the lock of its kind for as long as it lives."""
 
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from annotator.errors import WorkspaceBusyError
+
+
+@contextlib.contextmanager
+def only_one(path: Path, who: str) -> Iterator[None]:
+    """Hold the lock of a file; it goes with the process, whatever ends it.
+
+    Args:
+        path: the lock file, in the workspace that is worked on.
+        who: what the holder is, for the error: "learner".
+
+    Raises:
+        WorkspaceBusyError: another process holds it.
+    """
+    # Never truncated and never deleted: the lock is on the file itself.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+            process = f" (process {holder})" if holder else ""
+            raise WorkspaceBusyError(f"another {who}{process} works on {path.parent}; stop it first") from error
+        os.pwrite(descriptor, f"{os.getpid():<19}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def lock_held(path: Path) -> bool:

@@ -14,12 +14,13 @@ from annotator.chains import current
 from annotator.encoders import RUN_PREFIX
 from annotator.errors import AnnotatorError
 from annotator.features import FeatureShards
+from annotator.locks import only_one
 from annotator.loop import publish, scores, signals
 from annotator.loop.contest import Contest
 from annotator.loop.embed_network import NetworkFeatures
 from annotator.loop.pool import PoolFollower
 from annotator.loop.refresh import Refresher
-from annotator.loop.report import LearnerState, Report, learner_lock
+from annotator.loop.report import LOCK, LearnerState, Report
 from annotator.loop.rotation import Rotation
 from annotator.loop.rounds import RoundRequest
 from annotator.loop.serving import START_NAMES, chosen_snapshot
@@ -283,7 +284,7 @@ def opened(workspace: Workspace) -> Iterator[Learner]:
     """
     # More BLAS threads than cores that are free spin against the page: a refresh then takes ten times as long.
     threads = threadpool_limits(workspace.settings.learner.threads)
-    with learner_lock(workspace), threads, LabelStore.open(workspace) as store:
+    with only_one(workspace.root / LOCK, "learner"), threads, LabelStore.open(workspace) as store:
         learner = Learner(workspace, store)
         try:
             learner.start()

@@ -1,43 +1,15 @@
 """What the learner says of itself: `learner.lock` while it lives, `learner.json` for the page and the status."""
 
-import contextlib
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from annotator.errors import WorkspaceBusyError
-from annotator.settings import Workspace
-
+LOCK = "learner.lock"
 LearnerState = Literal["idle", "training", "pretraining", "publishing", "off"]
 REPEAT_SECONDS = 5.0
-
-
-@contextlib.contextmanager
-def learner_lock(workspace: Workspace) -> Iterator[None]:
-    """Hold the workspace's one learner lock; it goes with the process, whatever ends it.
-
-    Raises:
-        WorkspaceBusyError: another learner runs on this workspace.
-    """
-    path = workspace.root / "learner.lock"
-    # Never truncated and never deleted: the lock is on the file itself.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-            who = f" (process {holder})" if holder else ""
-            raise WorkspaceBusyError(f"another learner{who} works on {workspace.root}; stop it first") from error
-        os.pwrite(descriptor, f"{os.getpid():<19}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class Report:

@@ -10,10 +10,10 @@ import pytest
 from annotator.errors import LearnerError, WorkspaceBusyError
 from annotator.ingest.demo_faces import generate
 from annotator.ingest.importer import run_import
+from annotator.locks import only_one
 from annotator.loop import publish
 from annotator.loop.evaluate import evaluate_split
 from annotator.loop.learn import Learner, opened
-from annotator.loop.report import learner_lock
 from annotator.loop.retrain import retrain_once
 from annotator.loop.signals import Board
 from annotator.loop.training import JOB
@@ -149,7 +149,11 @@ def test_a_failing_round_is_told_and_labeling_goes_on(learner: Learner, tmp_path
 
 
 def test_a_second_learner_is_refused(small: Workspace) -> None:
-    with learner_lock(small), pytest.raises(WorkspaceBusyError, match="another learner"), opened(small):
+    with (
+        only_one(small.root / "learner.lock", "learner"),
+        pytest.raises(WorkspaceBusyError, match="another learner"),
+        opened(small),
+    ):
         pass
     with opened(small):  # the lock goes with its holder
         pass
