@@ -12,7 +12,10 @@
     ├── AuthError            not signed in, wrong password, disabled account
     │   ├── ForbiddenError       signed in, but the role does not allow it
     │   └── TooManyAttemptsError too many wrong passwords: wait before the next one
-    └── LearnerError         a training run failed; the message carries the last lines of its log
+    ├── LearnerError         a training run failed; the message carries the last lines of its log
+    └── LabelStudioError     what Label Studio answered, or that it did not
+        ├── UnreachableError     no answer, or one that says "later" (5xx, 429): the same request may be sent again
+        └── RefusedError         it refused this request (4xx); sent again unchanged it is refused again
 
 `ValueError` stays for programming errors on arguments inside the code; whatever crosses a boundary (command line,
 HTTP, file) is one of these.
@@ -69,3 +72,19 @@ class TooManyAttemptsError(AuthError):
 
 class LearnerError(AnnotatorError):
     """A training run failed; the message carries the last lines of its log."""
+
+
+class LabelStudioError(AnnotatorError):
+    """Label Studio answered something that the request cannot be finished with, or nothing at all."""
+
+
+class UnreachableError(LabelStudioError):
+    """No answer, or one that says "later" (network, timeout, 408, 429, 5xx); it may have been carried out or not."""
+
+
+class RefusedError(LabelStudioError):
+    """Label Studio refused this request; `status` is its HTTP status, 400 to 499 or a redirect."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
