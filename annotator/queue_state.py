@@ -139,6 +139,11 @@ class QueueState:
             self._remaining = int((~self._over(order.rows, order.review)).sum())
 
     @property
+    def order(self) -> FaceOrder:
+        """The order as it stands; it is never changed, only replaced as a whole."""
+        return self._order
+
+    @property
     def size(self) -> int:
         """One more than the highest row that the queue knows."""
         return self._pool.size

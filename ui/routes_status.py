@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from annotator.auth import require_role
+from annotator.store.learning import RETRAIN
 from ui.models import JobReply, RetrainBody, queue_json
 from ui.routes_session import ServicesDep, UserDep
 
@@ -44,5 +45,5 @@ def retrain(body: RetrainBody, user: UserDep, services: ServicesDep) -> JobReply
     payload: dict[str, object] = {"by": user.name}
     if body.method is not None:
         payload["method"] = body.method
-    job = services.store.learning.file_job("retrain", payload)
+    job = services.store.learning.file_job(RETRAIN, payload)
     return JobReply(id=job.id, kind=job.kind, state=job.state, filed_at=job.filed_at)

@@ -20,10 +20,11 @@ from annotator.loop.rounds import RoundRequest, make_round, unfinished
 from annotator.records import Job, Snapshot
 from annotator.settings import Workspace
 from annotator.store import LabelStore
+from annotator.store.learning import RETRAIN
 
 log = logging.getLogger(__name__)
 
-JOB = "retrain"
+JOB = RETRAIN
 HEARTBEAT_SECONDS = 10.0
 GRACE_SECONDS = 10.0
 MAX_DEATHS = 3

@@ -10,6 +10,8 @@ from annotator.records import Generation, Job, Snapshot
 from annotator.store.database import Database
 from annotator.store.tables import generations, jobs, meta, snapshots
 
+RETRAIN = "retrain"
+"""The kind of a job that asks for a training round."""
 STALE = timedelta(seconds=60)
 """A running job whose worker has not been heard of for this long may be leased by another."""
 _CHOICE = "serve"
