@@ -4,6 +4,9 @@ Of a group's annotations these count: not undone, not superseded, of each person
 the face (skip and flag do not). People outrank imports. An adjudication wins and locks. Otherwise candidate sets are
 intersected and `not` answers subtracted; when nothing is left, or some call the picture unusable and some do not,
 people contradict each other and the label is disputed, with vote shares as its soft label.
+
+An answer `beside` another was given at the same time as the same person's other one (in a linked tool): it does not
+replace it but is a second voice, until that person answers again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,6 +58,10 @@ class Opinion(Protocol):
     def votes(self) -> Mapping[str, int] | None:
         """Counts of a crowd, for imports."""
 
+    @property
+    def beside(self) -> bool:
+        """Whether it does not replace the same person's other answer."""
+
 
 T = TypeVar("T", bound=Opinion)
 
@@ -75,6 +82,22 @@ def opinions(annotations: Iterable[T]) -> dict[int, T]:
     return {a.user_id: a for a in effective(annotations) if a.user_id is not None and a.kind in COUNTING}
 
 
+def voices(standing: Iterable[T]) -> dict[int, list[T]]:
+    """Return what each person says now, by user id: the latest answer, and those beside it that came later.
+
+    `standing` are answers that stand and say something about the face, in commit order; imports are left out.
+    """
+    said: dict[int, list[T]] = {}
+    for answer in standing:
+        if answer.user_id is None:
+            continue
+        if answer.beside:
+            said.setdefault(answer.user_id, []).append(answer)
+        else:
+            said[answer.user_id] = [answer]
+    return said
+
+
 def derive(annotations: Iterable[Opinion], classes: Sequence[str]) -> Label:
     """Return the label of one group.
 
@@ -86,20 +109,30 @@ def derive(annotations: Iterable[Opinion], classes: Sequence[str]) -> Label:
     if not standing:
         return Label("unlabeled")
     rulings = [a for a in standing if a.adjudicates and a.user_id is not None]
+    said = voices(standing)
     if rulings:
-        return _combined([rulings[-1]], classes, locked=True)
-    people = {a.user_id: a for a in standing if a.user_id is not None}
-    if people:
-        return _combined(list(people.values()), classes)
+        return _ruled(rulings[-1], said, classes)
+    if said:
+        return _combined([answer for person in said.values() for answer in person], classes)
     if any(a.votes for a in standing):
         return _voted(standing, classes)
     return _combined(standing, classes)
 
 
+def _ruled(ruling: Opinion, said: Mapping[int, Sequence[Opinion]], classes: Sequence[str]) -> Label:
+    """Return what a reviewer ruled; one who said two things at once has ruled only if they agree."""
+    own = said.get(ruling.user_id, ()) if ruling.user_id is not None else ()
+    if len(own) > 1 and any(answer is ruling for answer in own):
+        both = _combined(own, classes)
+        if both.state == "disputed":
+            return both
+    return _combined([ruling], classes, locked=True)
+
+
 def _combined(answers: Sequence[Opinion], classes: Sequence[str], *, locked: bool = False) -> Label:
     """Intersect, subtract, or find the contradiction; every answer has one voice."""
     imported = all(a.user_id is None for a in answers)
-    num_annotators = 0 if imported else len(answers)
+    num_annotators = 0 if imported else len({a.user_id for a in answers})
     seq = max(a.seq for a in answers)
     claims = [a for a in answers if a.kind != UNUSABLE]
     if not claims:

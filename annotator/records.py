@@ -142,7 +142,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A person's row as it is stored: never changed, never removed."""
+    """A person's row as it is stored: never changed, never removed.
+
+    beside: kept beside the same person's other answer, because both were given at once, here and in a linked tool.
+    """
 
     id: int
     seq: int
@@ -169,6 +172,7 @@ class Annotation:
     suggestions: tuple[dict[str, object], ...]
     votes: dict[str, int] | None
     created_at: datetime
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """From answers to labels, worked by hand; Dawid-Skene against a hand-worked step and planted annotators."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -26,6 +26,7 @@ class Said:
     supersedes: int | None = None
     adjudicates: bool = False
     votes: Mapping[str, int] | None = None
+    beside: bool = False
 
     @property
     def id(self) -> int:
@@ -97,6 +98,31 @@ def test_undo_gives_back() -> None:
     assert label(first, second, Said(3, 1, "undo", supersedes=1)).classes == ("anger",)
     third = Said(4, 1, "label", ("sadness",), supersedes=1)
     assert label(first, second, undo, third).classes == ("sadness",)
+
+
+def test_an_answer_beside_another_is_a_second_voice_of_one_person() -> None:
+    ours, theirs = Said(1, 1, "label", ("fear",)), Said(2, 1, "label", ("anger",), beside=True)
+    assert label(ours, theirs) == Label("disputed", ("anger", "fear"), {"anger": 0.5, "fear": 0.5}, False, 1, False, 2)
+    assert label(ours, replace(theirs, classes=("fear",))).state == "labeled", "the same said twice is no dispute"
+    assert label(ours, theirs, Said(3, 1, "undo", supersedes=2)).classes == ("fear",)
+    assert label(ours, theirs, Said(3, 1, "undo", supersedes=1)).classes == ("anger",)
+    again = Said(3, 1, "label", ("sadness",))
+    assert label(ours, theirs, again).classes == ("sadness",), "answering again settles it"
+    assert label(ours, theirs, replace(again, beside=True, supersedes=2)).classes == ("fear", "sadness")
+    assert label(ours, theirs, replace(again, user_id=2)).num_annotators == 2
+    assert label(theirs).classes == ("anger",), "alone it is an answer like any other"
+
+
+def test_a_reviewer_who_ruled_two_things_at_once_has_not_ruled() -> None:
+    ours = Said(1, 1, "label", ("fear",), adjudicates=True)
+    theirs = Said(2, 1, "label", ("anger",), adjudicates=True, beside=True)
+    assert (label(ours, theirs).state, label(ours, theirs).locked) == ("disputed", False)
+    agreed = label(ours, replace(theirs, classes=("fear",)))
+    assert (agreed.classes, agreed.locked) == (("fear",), True)
+    settled = label(ours, theirs, Said(3, 2, "label", ("sadness",), adjudicates=True))
+    assert (settled.classes, settled.locked) == (("sadness",), True)
+    doubted = label(ours, Said(2, 1, "label", ("anger",), beside=True))
+    assert (doubted.state, doubted.locked) == ("disputed", False)
 
 
 def test_a_ruling_wins_and_locks() -> None:

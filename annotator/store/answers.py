@@ -12,6 +12,7 @@ from annotator.taxonomy import Taxonomy
 MAX_NOTE = 2000
 MAX_CLIENT_ID = 80
 DAY_MS = 86_400_000
+_RESERVED = {"import:": "imported labels", "ls:": "answers of linked projects"}
 
 _COUNTS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
     "label": ("exactly one class", lambda given, known: given == 1),
@@ -23,8 +24,10 @@ _COUNTS: dict[str, tuple[str, Callable[[int, int], bool]]] = {
 }
 
 
-def check_answer(answer: Answer, taxonomy: Taxonomy) -> tuple[str, ...]:
+def check_answer(answer: Answer, taxonomy: Taxonomy, prefix: str = "") -> tuple[str, ...]:
     """Return the classes of a well-formed answer in taxonomy order, without repeats.
+
+    `prefix` is that of the `client_id` of an answer from a linked project.
 
     Raises:
         TaxonomyError: an unknown class.
@@ -32,7 +35,7 @@ def check_answer(answer: Answer, taxonomy: Taxonomy) -> tuple[str, ...]:
     """
     if answer.kind not in ANSWER_KINDS or answer.kind == "undo":
         raise InputError(f"kind {answer.kind!r} is not an answer: use one of {', '.join(_COUNTS)}")
-    check_client_id(answer.client_id)
+    check_client_id(answer.client_id, prefix)
     classes = taxonomy.check(answer.classes)
     wanted, fits = _COUNTS[answer.kind]
     if not fits(len(classes), len(taxonomy.classes)):
@@ -50,12 +53,20 @@ def check_answer(answer: Answer, taxonomy: Taxonomy) -> tuple[str, ...]:
     return classes
 
 
-def check_client_id(client_id: str) -> None:
-    """Raise `InputError` unless `client_id` is 1 to 80 printable characters and not of the store's own `import:`."""
+def check_client_id(client_id: str, prefix: str = "") -> None:
+    """Raise `InputError` unless `client_id` is 1 to 80 printable characters and not of those that the store reserves.
+
+    With a `prefix`, that of a link, it has to begin with it.
+    """
     if not 1 <= len(client_id) <= MAX_CLIENT_ID or not client_id.isprintable():
         raise InputError(f"client_id {client_id[:100]!r} must be 1 to {MAX_CLIENT_ID} printable characters")
-    if client_id.startswith("import:"):
-        raise InputError(f"client_id {client_id!r}: the prefix import: belongs to imported labels")
+    if prefix:
+        if not client_id.startswith(prefix):
+            raise InputError(f"client_id {client_id!r} of a linked project's answer must begin with {prefix}")
+        return
+    for reserved, owner in _RESERVED.items():
+        if client_id.startswith(reserved):
+            raise InputError(f"client_id {client_id!r}: the prefix {reserved} belongs to {owner}")
 
 
 def check_text(value: str, what: str) -> None:
@@ -95,6 +106,7 @@ def blank_values(user_id: int | None, client_id: str, row: int, now: datetime, t
         "mismatch": False,
         "blind": False,
         "adjudicates": False,
+        "beside": False,
         "model_version": None,
         "arm": None,
         "suggestions": [],

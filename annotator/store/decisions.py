@@ -1,6 +1,7 @@
 """People's decisions: stored once, durable before the caller is told, never changed, never refused for being late."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -12,10 +13,13 @@ from annotator.records import Annotation, Answer, Stored, User
 from annotator.store import grouping, meta
 from annotator.store.answers import blank_values, check_answer, check_client_id
 from annotator.store.database import Database
+from annotator.store.exchange_records import ForeignAnswer, ForeignRetraction, Shown
 from annotator.store.labels import Labels, Opinion, opinions_of_group, put_label
 from annotator.store.tables import annotations, images, leases, users
 from annotator.taxonomy import Taxonomy
 
+FOREIGN = "labelstudio"
+"""The `source` of everything that came from a linked project."""
 Annotations = list[Annotation]
 READ = (
     select(annotations, images.c.image_id, users.c.name.label("user_name"))
@@ -97,13 +101,53 @@ class Decisions(Labels):
             if repeated is not None:
                 return repeated
             target = _own_annotation(connection, user, annotation_id, "undone")
-            image = connection.execute(_IMAGE.where(images.c.row == target.row)).one()
-            group = opinions_of_group(connection, image.group_row)
-            if any(a.kind == "undo" and a.supersedes == annotation_id for a in group):
+            undone = self._undo(connection, user, client_id, target, now or datetime.now(UTC), target.source)
+            if undone is None:
                 raise ConflictError(f"annotation {annotation_id} is undone already")
-            values = blank_values(user.id, client_id, image.row, now or datetime.now(UTC), self._taxonomy.version)
-            values |= {"kind": "undo", "classes": [], "supersedes": annotation_id, "source": target.source}
-            return self._insert(connection, user, values, image.group_row, group, target.image_id)
+            return undone
+
+    def store_foreign(self, connection: Connection, incoming: ForeignAnswer, prefix: str, now: datetime) -> Stored:
+        """Store an answer of a linked project inside the caller's transaction: what was shown there is its lease.
+
+        It was given at `incoming.at`, or now when that lies ahead. `prefix` is that of its `client_id`.
+
+        Raises:
+            InputError: as `submit`.
+            NotFoundError: as `submit`.
+        """
+        answer = replace(incoming.answer, lease_id=None, source=FOREIGN)
+        classes = check_answer(answer, self._taxonomy, prefix)
+        shown = incoming.shown or Shown()
+        lease = _Lease(False, False, shown.blind, shown.model_version, shown.arm, shown.candidates)
+        at = min(incoming.at, now)
+        return self._store(connection, incoming.user, answer, classes, at, lease, beside=incoming.beside)
+
+    def retract_foreign(
+        self, connection: Connection, incoming: ForeignRetraction, prefix: str, now: datetime
+    ) -> Stored:
+        """Undo an answer and all that it superseded, newest first, inside the caller's transaction.
+
+        Returns the first undo, or, when nothing was left to undo, the answer itself with `created` False.
+
+        Raises:
+            InputError: as `undo`.
+            NotFoundError: as `undo`.
+        """
+        user = incoming.user
+        check_client_id(f"{incoming.client_id}:0", prefix)
+        first = _repeated(connection, user, f"{incoming.client_id}:0")
+        if first is not None:
+            return first
+        number = 0
+        target = found = _own_annotation(connection, user, incoming.annotation_id, "undone")
+        while True:
+            client_id = f"{incoming.client_id}:{number}"
+            undone = self._undo(connection, user, client_id, target, min(incoming.at, now), FOREIGN)
+            if undone is not None:
+                first, number = first or undone, number + 1
+            if target.supersedes is None:
+                return first or Stored(found, created=False)
+            target = _own_annotation(connection, user, target.supersedes, "undone")
 
     def list(
         self,
@@ -137,9 +181,30 @@ class Decisions(Labels):
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())
 
+    def _undo(
+        self, connection: Connection, user: User, client_id: str, target: Annotation, now: datetime, source: str
+    ) -> Stored | None:
+        """Append an undo of `target`; None when it is undone already."""
+        image = connection.execute(_IMAGE.where(images.c.row == target.row)).one()
+        group = opinions_of_group(connection, image.group_row)
+        if any(a.kind == "undo" and a.supersedes == target.id for a in group):
+            return None
+        values = blank_values(user.id, client_id, image.row, now, self._taxonomy.version)
+        values |= {"kind": "undo", "classes": [], "supersedes": target.id, "source": source}
+        return self._insert(connection, user, values, image.group_row, group, target.image_id)
+
     def _store(
-        self, connection: Connection, user: User, answer: Answer, classes: tuple[str, ...], now: datetime
+        self,
+        connection: Connection,
+        user: User,
+        answer: Answer,
+        classes: tuple[str, ...],
+        now: datetime,
+        lease: _Lease | None = None,
+        *,
+        beside: bool = False,
     ) -> Stored:
+        """Store an answer with what its lease says, or with `lease` in its place."""
         repeated = _repeated(connection, user, answer.client_id)
         if repeated is not None:
             return repeated
@@ -151,7 +216,8 @@ class Decisions(Labels):
         group = opinions_of_group(connection, image.group_row)
         if answer.supersedes is not None:
             _check_supersedes(connection, user, answer.supersedes, group)
-        lease = _read_lease(connection, user, answer.lease_id, image.row, now)
+        if lease is None:
+            lease = _read_lease(connection, user, answer.lease_id, image.row, now)
         counts = answer.kind in COUNTING
         others = any(a != user.id for a in opinions(group)) if counts and lease.arm != "review" else False
         values = blank_values(user.id, answer.client_id, image.row, now, self._taxonomy.version)
@@ -172,6 +238,7 @@ class Decisions(Labels):
             "model_version": lease.model_version,
             "arm": lease.arm,
             "suggestions": list(lease.suggestions),
+            "beside": beside,
         }
         stored = self._insert(connection, user, values, image.group_row, group, answer.image_id)
         if lease.closes:
@@ -204,6 +271,7 @@ class Decisions(Labels):
                 values["adjudicates"],
                 None,
                 group_row,
+                values["beside"],
             )
             put_label(connection, self._database, group_row, derive([*group, added], self._classes))
         fields = {k: v for k, v in values.items() if k != "taxonomy_version"}

@@ -33,9 +33,10 @@ class Opinion(NamedTuple):
     adjudicates: bool
     votes: dict[str, int] | None
     group_row: int
+    beside: bool = False
 
 
-_OPINION = (
+_OPINION: tuple[Any, ...] = (
     annotations.c.id,
     annotations.c.seq,
     annotations.c.user_id,
@@ -45,6 +46,7 @@ _OPINION = (
     annotations.c.adjudicates,
     annotations.c.votes,
     images.c.group_row,
+    annotations.c.beside,
 )
 _OPINIONS = select(*_OPINION).join_from(images, annotations, annotations.c.row == images.c.row)
 # Statements of the hot path are built once: building one costs more than running it.

@@ -19,7 +19,7 @@ from annotator.store.database import ADVISORY_KEY, Database, translated_errors
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision in `migrations/versions`. Known here so that opening a current store does not load Alembic."""
 
 

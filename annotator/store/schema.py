@@ -3,7 +3,19 @@
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, DateTime, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -145,6 +157,8 @@ class AnnotationRow(Base):
     suggestions: Mapped[list[Any]] = mapped_column(JSON, default=list)
     votes: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[datetime]
+    # Kept beside the same person's other answer: both were given at once, here and in a linked tool.
+    beside: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class LabelRowModel(Base):

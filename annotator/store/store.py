@@ -9,6 +9,7 @@ from annotator.store.activity import Activity
 from annotator.store.database import Database, refuse_network_file_system
 from annotator.store.decisions import Decisions
 from annotator.store.erasing import Erasing
+from annotator.store.exchange import Exchange
 from annotator.store.faces import Faces
 from annotator.store.images import Images
 from annotator.store.learning import Learning
@@ -25,6 +26,7 @@ class LabelStore:
         self.images = Images(database, taxonomy.slugs, taxonomy.version)
         self.faces = Faces(database)
         self.decisions = Decisions(database, taxonomy)
+        self.exchange = Exchange(database, self.decisions)
         self.leases = Leases(database)
         self.learning = Learning(database)
         self.accounts = Accounts(database)

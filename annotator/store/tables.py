@@ -4,7 +4,7 @@ from typing import cast
 
 from sqlalchemy import Table
 
-from annotator.store import schema
+from annotator.store import exchange_schema, schema
 
 sources = cast(Table, schema.SourceRow.__table__)
 images = cast(Table, schema.ImageRow.__table__)
@@ -19,3 +19,7 @@ generations = cast(Table, schema.GenerationRow.__table__)
 jobs = cast(Table, schema.JobRow.__table__)
 erasures = cast(Table, schema.ErasureRow.__table__)
 meta = cast(Table, schema.MetaRow.__table__)
+exchange_links = cast(Table, exchange_schema.ExchangeLinkRow.__table__)
+exchange_tasks = cast(Table, exchange_schema.ExchangeTaskRow.__table__)
+exchange_answers = cast(Table, exchange_schema.ExchangeAnswerRow.__table__)
+exchange_outbox = cast(Table, exchange_schema.ExchangeOutboxRow.__table__)
