@@ -27,14 +27,17 @@ def plain(word: str) -> str:
 def class_of(word: str, taxonomy: Taxonomy) -> str | None:
     """Return the slug that `word` means, "unusable", or None.
 
-    Slugs and names of the taxonomy come first; a synonym counts when one class alone has it.
+    A slug as it is written comes first, then slugs and names in any spelling; a spelling or a synonym counts when it is
+    that of one class alone.
     """
+    if word in taxonomy.slugs:
+        return word
     said = plain(word)
-    for item in taxonomy.classes:
-        if said in (plain(item.slug), plain(item.name)):
-            return item.slug
+    spelled = [c.slug for c in taxonomy.classes if said in (plain(c.slug), plain(c.name))]
+    if spelled:
+        return spelled[0] if len(spelled) == 1 else None
     if said in _UNUSABLE:
         return UNUSABLE
     family = next((words for words in _SYNONYMS if said in words), frozenset[str]())
-    meant = [item.slug for item in taxonomy.classes if {plain(item.slug), plain(item.name)} & family]
+    meant = [c.slug for c in taxonomy.classes if {plain(c.slug), plain(c.name)} & family]
     return meant[0] if len(meant) == 1 else None

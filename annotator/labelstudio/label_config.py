@@ -4,88 +4,69 @@ A configuration names its controls freely; a `Mapping` tells which control says 
 picture is unusable, the comment and the confidence, and which of its choices means which class.
 """
 
-from collections.abc import Mapping as Pairs
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import Counter
+from xml.etree import ElementTree
 
-EXPRESSION, CANDIDATES, COMMENT, CONFIDENCE, IMAGE = "expression", "candidates", "comment", "confidence", "image"
+from annotator.consensus import UNUSABLE
+from annotator.labelstudio.controls import Choices, Mapping, Rating, TextArea
+from annotator.labelstudio.existing_config import IMAGE, REASON, read_config
+from annotator.taxonomy import Taxonomy
+
+__all__ = ["Choices", "Mapping", "Rating", "TextArea", "generate", "own_mapping", "read_config"]
+
+EXPRESSION, CANDIDATES, COMMENT, CONFIDENCE = "expression", "candidates", "comment", "confidence"
 STARS = 5
-MAX_CONFIG_CHARS = 1_000_000
+_STYLE = (
+    ".faces { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; } "
+    ".faces-picture { flex: 0 0 auto; width: min(420px, 100%); } .faces-answer { flex: 1 1 280px; }"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """A `<Choices>` control.
+def generate(taxonomy: Taxonomy) -> str:
+    """Return the configuration for a taxonomy, as XML.
 
-    values: what results hold (a choice's alias, else its value) to the slug it means, or "unusable".
-    titles: what people see, where that differs; results made before the choice got its alias hold it.
+    Keys are those of our page; with Shift they tick a class of the candidate set. Results hold slugs. A task's data
+    needs `image` and `reason`.
     """
-
-    name: str
-    to_name: str
-    multiple: bool
-    values: dict[str, str]
-    titles: dict[str, str]
-
-    def meaning(self, choice: str) -> str | None:
-        """Return the slug, or "unusable", that a stored choice stands for; None when it is none of ours."""
-        return self.values.get(choice) or self.titles.get(choice)
-
-    def choice(self, meaning: str) -> str | None:
-        """Return what to store for a slug or "unusable"; None when no choice says it."""
-        return next((stored for stored, slug in self.values.items() if slug == meaning), None)
-
-
-@dataclass(frozen=True, slots=True)
-class TextArea:
-    """A `<TextArea>` control that takes the comment."""
-
-    name: str
-    to_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rating:
-    """A `<Rating>` control: `max` stars are a confidence of 1."""
-
-    name: str
-    to_name: str
-    max: int
+    root = ElementTree.Element("View")
+    ElementTree.SubElement(root, "Style").text = _STYLE
+    _header(root, f"${REASON}", 5)
+    columns = ElementTree.SubElement(root, "View", className="faces")
+    picture = ElementTree.SubElement(columns, "View", className="faces-picture")
+    shown = {"name": IMAGE, "value": f"${IMAGE}", "width": "100%", "maxWidth": "100%"}
+    ElementTree.SubElement(picture, "Image", {**shown, "zoomControl": "false", "rotateControl": "false"})
+    answer = ElementTree.SubElement(columns, "View", className="faces-answer")
+    names = _names(taxonomy)
+    classes = [(names[c.slug], c.slug, c.key) for c in taxonomy.classes]
+    _header(answer, "Which expression?", 6)
+    _choices(answer, EXPRESSION, "single-radio", classes)
+    _header(answer, "Several are possible? Tick them", 6)
+    _choices(answer, CANDIDATES, "multiple", [(name, slug, f"shift+{key}") for name, slug, key in classes])
+    _choices(answer, UNUSABLE, "multiple", [("Unusable: no face, broken, not a photo", UNUSABLE, "u")])
+    _header(answer, "How sure are you?", 6)
+    ElementTree.SubElement(answer, "Rating", name=CONFIDENCE, toName=IMAGE, maxRating=str(STARS))
+    text = {"rows": "1", "maxSubmissions": "1", "editable": "true", "placeholder": "Comment"}
+    ElementTree.SubElement(answer, "TextArea", {"name": COMMENT, "toName": IMAGE, **text})
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """What the controls of a project mean.
+def own_mapping(taxonomy: Taxonomy) -> Mapping:
+    """Return what the controls of `generate` mean."""
+    return read_config(generate(taxonomy), taxonomy)[0]
 
-    image: name of the image tag. data_key: the key of a task's data that holds the picture. expression: says one
-    class; when it is `multiple`, `candidates` is the same control. unusable: may be the same control, too. others: names
-    of controls that are none of ours. more_keys: further keys that the configuration reads from a task's data.
-    """
 
-    image: str
-    data_key: str
-    expression: Choices
-    candidates: Choices | None = None
-    unusable: Choices | None = None
-    comment: TextArea | None = None
-    confidence: Rating | None = None
-    others: tuple[str, ...] = ()
-    more_keys: tuple[str, ...] = ()
+def _names(taxonomy: Taxonomy) -> dict[str, str]:
+    """Return what people see of every class; a name that two classes share gets the slug."""
+    shared = Counter(c.name.casefold() for c in taxonomy.classes)
+    return {c.slug: c.name if shared[c.name.casefold()] == 1 else f"{c.name} ({c.slug})" for c in taxonomy.classes}
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: Pairs[str, Any]) -> "Mapping":
-        """Read what `as_dict` returned."""
-        kinds: dict[str, Any] = {
-            "expression": Choices,
-            "candidates": Choices,
-            "unusable": Choices,
-            "comment": TextArea,
-            "confidence": Rating,
-        }
-        parts = {name: kind(**data[name]) if data.get(name) else None for name, kind in kinds.items()}
-        lists = {name: tuple(data.get(name, ())) for name in ("others", "more_keys")}
-        return cls(**{"image": data["image"], "data_key": data["data_key"], **parts, **lists})
+def _header(parent: ElementTree.Element, value: str, size: int) -> None:
+    ElementTree.SubElement(parent, "Header", value=value, size=str(size))
+
+
+def _choices(parent: ElementTree.Element, name: str, choice: str, items: list[tuple[str, str, str]]) -> None:
+    control = ElementTree.SubElement(parent, "Choices", name=name, toName=IMAGE, choice=choice, showInline="true")
+    for value, alias, hotkey in items:
+        ElementTree.SubElement(control, "Choice", value=value, alias=alias, hotkey=hotkey)
