@@ -99,6 +99,7 @@ def expressed(said: Said, mapping: Mapping, taxonomy: Taxonomy) -> Said:
 
 def prediction(
     mapping: Mapping,
+    taxonomy: Taxonomy,
     *,
     candidates: Sequence[Pairs[str, object]],
     score: float,
@@ -107,10 +108,12 @@ def prediction(
 ) -> dict[str, Any]:
     """Return a prediction for an import: the first class, the set where it has two or more, each with its probability.
 
-    Classes that the project has no choice for are left out, and so is a set in a control that says the class, too.
+    Left out are classes that the project has no choice for, a set of all classes, and a set in a control that says the
+    class, too.
 
     Args:
         mapping: the project's controls.
+        taxonomy: the workspace's classes.
         candidates: as in a lease: `{"class": slug, "prob": p}`, most probable first; empty without a model.
         score: orders the tasks, in [0, 1].
         model_version: of the scores.
@@ -124,7 +127,7 @@ def prediction(
     control = mapping.candidates
     if control is not None and control.name != mapping.expression.name:
         known = [(slug, prob) for slug, prob in shown if control.choice(slug) is not None]
-        if len(known) >= 2:
+        if 2 <= len(known) < len(taxonomy.classes):
             total = _unit(sum(prob for _, prob in known))
             result.append(_choice_item(control, [slug for slug, _ in known], "") | {"score": total})
     for item in result:
