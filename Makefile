@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRA ?= cpu
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench system clean
+.PHONY: demo test check bench system label-studio clean
 
 demo: $(VENV)/.installed-$(EXTRA) ## draw faces, open the labeling page on them
 	$(BIN)/annotator demo
@@ -37,7 +37,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 # Chromium for the browser tests and PostgreSQL for the store tests, where apt-get is at hand; tests that need a missing
 # one say so and are left out.
-system:
+system: label-studio
 	@sh -c 'if ! command -v chromium >/dev/null || ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
 		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 			echo "installing Chromium and PostgreSQL for the tests"; \
@@ -46,6 +46,10 @@ system:
 		else \
 			echo "Chromium or PostgreSQL is missing: tests that need it are left out (install: chromium postgresql)"; \
 		fi; fi'
+
+# A real Label Studio in an environment of its own, kept in the user's cache folder for later runs and other checkouts.
+label-studio:
+	@$(PYTHON) tests/labelstudio/install.py
 
 clean: ## remove the virtual environment and the demo workspace
 	rm -rf $(VENV) demo-workspace

@@ -2,6 +2,7 @@
 
     credentials  where the API key comes from; keeps it out of messages
     connection   one HTTP client with the SDK's authentication; errors as ours
+    filters      conditions on tasks
     server       every request that the project makes to Label Studio
     link         making, adopting and leaving a project
 

@@ -6,6 +6,8 @@ sending the same thing twice would make it twice, so `max_retries` is 0 througho
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,6 +42,8 @@ class Connection:
             ) from error
         self.url = url.rstrip("/")
         self.timeout = timeout
+        self.clock: datetime | None = None
+        """The server's own time at its last answer, in whole seconds; None where it does not tell."""
         self._key = api_key
         self._api_error = ApiError
         self._http = httpx.Client(timeout=timeout)
@@ -115,8 +119,9 @@ class Connection:
             raise UnreachableError(f"{self.url}: {what}: {redact(str(error), self._key)}") from None
         except self._api_error as error:
             raise self._failure(what, error.status_code or 0, error.body) from None
-        except ValueError:  # the SDK read something as JSON that is none, such as a proxy's error page
-            raise UnreachableError(f"{self.url}: {what}: the answer is not one of Label Studio's") from None
+        except ValueError:  # the SDK read something as JSON that is none
+            raise self._foreign(what) from None
+        self.clock = _date(response) or self.clock
         if not response.is_success:
             raise self._failure(what, response.status_code, response.text)
         if not response.content:
@@ -124,11 +129,16 @@ class Connection:
         try:
             return response.json()
         except ValueError:
-            raise UnreachableError(f"{self.url}: {what}: the answer is not one of Label Studio's") from None
+            raise self._foreign(what) from None
+
+    def _foreign(self, what: str) -> UnreachableError:
+        return UnreachableError(f"{self.url}: {what}: the answer is not one of Label Studio's")
 
     def _failure(self, what: str, status: int, body: Any) -> LabelStudioError:
+        if 200 <= status < 300:  # a page where JSON belongs: a proxy's, or another program's
+            return self._foreign(what)
         message = f"{self.url}: {what}: {status} {self._detail(body)}".rstrip()
-        if status >= 500 or status in _LATER or status < 300:
+        if status >= 500 or status in _LATER or status < 200:
             return UnreachableError(message)
         return RefusedError(message, status)
 
@@ -138,8 +148,15 @@ class Connection:
             try:
                 body = json.loads(body)
             except ValueError:
-                body = {"detail": "" if "<html" in body.lower() else body}
+                body = "" if "<html" in body.lower() else body
         if isinstance(body, dict):
             body = body.get("validation_errors") or body.get("detail") or body
         text = body if isinstance(body, str) else json.dumps(body, default=str)
         return redact(" ".join(text.split()), self._key)[:_LONGEST_DETAIL]
+
+
+def _date(response: httpx.Response) -> datetime | None:
+    try:
+        return parsedate_to_datetime(response.headers["date"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return None

@@ -4,13 +4,27 @@ Lists of thousands go past the SDK's typed models, which cost more than the serv
 2,000 without.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from annotator.errors import RefusedError, UnreachableError
 from annotator.labelstudio.connection import Connection
+from annotator.labelstudio.filters import Filter, above, annotated, data_equals, since, stamp
+
+__all__ = [
+    "PROJECT_DEFAULTS",
+    "SECRET_HEADER",
+    "WEBHOOK_ACTIONS",
+    "Filter",
+    "Server",
+    "above",
+    "annotated",
+    "data_equals",
+    "since",
+    "stamp",
+]
 
 SECRET_HEADER = "X-Annotator-Secret"
 """Carries the link's secret in every webhook that Label Studio sends us."""
@@ -30,40 +44,6 @@ PROJECT_DEFAULTS = {
 }
 _ITEMS_PER_SECOND = 50  # how slow a server may be with a batch before it counts as not answering
 _NOT_FOUND = 404
-
-Filter = dict[str, Any]
-"""One condition on tasks, as the data manager of Label Studio writes it."""
-
-
-def since(moment: datetime) -> Filter:
-    """Return the condition that a task changed at `moment` or later; `moment` must carry its time zone."""
-    return _condition("tasks:updated_at", "greater_or_equal", "Datetime", stamp(moment))
-
-
-def above(task_id: int) -> Filter:
-    """Return the condition that a task's id is above `task_id`."""
-    return _condition("tasks:id", "greater", "Number", task_id)
-
-
-def annotated() -> Filter:
-    """Return the condition that a task has at least one annotation; the server does not honour `only_annotated`."""
-    return _condition("tasks:total_annotations", "greater", "Number", 0)
-
-
-def data_equals(field: str, value: str) -> Filter:
-    """Return the condition that a field of the task's data has exactly this text."""
-    return _condition(f"tasks:data.{field}", "equal", "String", value)
-
-
-def stamp(moment: datetime) -> str:
-    """Return a time as the server's filters read it: UTC, always with microseconds (without them it answers 500)."""
-    if moment.tzinfo is None:
-        raise ValueError("a time without its zone")
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _condition(field: str, operator: str, kind: str, value: Any) -> Filter:
-    return {"filter": f"filter:{field}", "operator": operator, "type": kind, "value": value}
 
 
 class Server:
@@ -94,6 +74,11 @@ class Server:
         """Close the client."""
         self._connection.close()
 
+    @property
+    def clock(self) -> datetime | None:
+        """The server's own time at its last answer, in whole seconds; None where it does not tell."""
+        return self._connection.clock
+
     # The server and its people
 
     def whoami(self) -> dict[str, Any]:
@@ -118,15 +103,16 @@ class Server:
             )
         )
 
-    def projects(self) -> list[dict[str, Any]]:
+    def projects(self, *, page_size: int = 100) -> list[dict[str, Any]]:
         """Return id, title and description of every project that the account sees."""
         found: list[dict[str, Any]] = []
-        while True:
-            params = {"page": len(found) // 100 + 1, "page_size": 100, "include": "id,title,description"}
-            page = self._connection.request("GET", "api/projects", params=params)
-            found += page["results"]
-            if not page["results"] or len(found) >= page["count"]:
-                return found
+        for page in itertools.count(1):
+            params = {"page": page, "page_size": page_size, "include": "id,title,description"}
+            answer = self._connection.request("GET", "api/projects", params=params)
+            found += answer["results"]
+            if not answer["next"]:
+                break
+        return found
 
     def project(self, project_id: int) -> dict[str, Any]:
         """Return a project: title, label_config, model_version, task_number, sampling, ..."""
