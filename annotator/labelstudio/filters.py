@@ -1,5 +1,6 @@
 """Conditions on the tasks of a Label Studio project, as its data manager writes them."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 

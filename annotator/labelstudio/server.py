@@ -7,11 +7,12 @@ Lists of thousands go past the SDK's typed models, which cost more than the serv
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from annotator.errors import RefusedError, UnreachableError
 from annotator.labelstudio.connection import Connection
-from annotator.labelstudio.filters import Filter, above, annotated, data_equals, since, stamp
+from annotator.labelstudio.filters import Filter, above, among, annotated, data_equals, since, stamp
 
 __all__ = [
     "PROJECT_DEFAULTS",
@@ -20,6 +21,7 @@ __all__ = [
     "Filter",
     "Server",
     "above",
+    "among",
     "annotated",
     "data_equals",
     "since",
