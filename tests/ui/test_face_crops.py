@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from annotator.face_pictures import LARGEST_SIDE, LOSSLESS_SIDE
 from annotator.ingest.crops import parse_crop
 from annotator.maintenance.erase import scrub
 from annotator.records import ImageRecord
@@ -105,13 +106,13 @@ def test_a_face_has_the_pixels_of_its_photo(photos: Path, served: Running, clien
         reply = get(client, record)
         face, whole = picture(reply), expected(photos, record)
         assert not is_stand_in(reply)
-        assert max(face.size) == min(crops.LARGEST_SIDE, max(whole.size))
+        assert max(face.size) == min(LARGEST_SIDE, max(whole.size))
         assert difference(face, whole.resize(face.size, Image.Resampling.LANCZOS)) < 2
-        if max(whole.size) <= crops.LOSSLESS_SIDE:
+        if max(whole.size) <= LOSSLESS_SIDE:
             assert face.format == "PNG"
             assert difference(face, whole) == 0
     sizes = {max(expected(photos, r).size) for r in records}
-    assert min(sizes) <= crops.LOSSLESS_SIDE < crops.LARGEST_SIDE < max(sizes), "every case is among them"
+    assert min(sizes) <= LOSSLESS_SIDE < LARGEST_SIDE < max(sizes), "every case is among them"
 
 
 def test_a_face_is_cached_for_good_and_says_nothing_of_its_photo(served: Running, client: httpx.Client) -> None:
@@ -164,7 +165,10 @@ def test_without_a_copy_a_small_face_is_cut(served: Running, client: httpx.Clien
     record = active(served.store)[0]
     for shard in (served.workspace.root / "cache").glob("*/pixels-*.npy"):
         shard.unlink()
-    assert picture(get(client, record, params={"small": True})).size == (crops.LARGEST_SIDE, crops.LARGEST_SIDE)
+    assert picture(get(client, record, params={"small": True})).size == (
+        LARGEST_SIDE,
+        LARGEST_SIDE,
+    )
 
 
 def test_an_erased_face_is_gone_and_the_others_of_its_photo_stay(
