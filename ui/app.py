@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 from annotator.errors import NotFoundError
 from annotator.settings import Workspace
 from annotator.store import LabelStore
-from ui import theme
+from ui import routes_labelstudio, theme
 from ui.api import PREFIX, add_error_handlers, router
 from ui.docs import docs_page
 from ui.label import build_label_tab
@@ -30,7 +30,9 @@ QUEUE_SECONDS = 0.02
 
 _ABOUT = (
     "Ask for the next faces, answer them, take answers back. Sign in by POST login; send the cookie or "
-    "`Authorization: Bearer`. Every answer carries a client_id of its own: the same one twice is one answer."
+    "`Authorization: Bearer`. Every answer carries a client_id of its own: the same one twice is one answer. What is "
+    "under /labelstudio is for a linked Label Studio alone: it shows the secret of the link as Basic password or in "
+    "the header X-Annotator-Secret."
 )
 
 
@@ -69,9 +71,16 @@ def build_app(workspace: Workspace, store: LabelStore, host: str = "127.0.0.1") 
     app.state.services = services
     add_error_handlers(app)
     app.include_router(router())
+    app.include_router(routes_labelstudio.router)
     _add_pages(app, workspace)
     app.mount("/static", _static())
-    app.add_middleware(Gate, auth=services.auth, host=host, allowed_hosts=workspace.settings.server.allowed_hosts)
+    app.add_middleware(
+        Gate,
+        auth=services.auth,
+        link_auth=services.link_auth,
+        host=host,
+        allowed_hosts=workspace.settings.server.allowed_hosts,
+    )
     return _with_gradio(app, workspace, store)
 
 

@@ -206,6 +206,37 @@ class JobReply(BaseModel):
     filed_at: datetime
 
 
+class BackendHealth(BaseModel):
+    """The ML backend is up."""
+
+    status: str
+    model_class: str
+
+
+class BackendSetup(BaseModel):
+    """The model version of the predictions to expect, null before the first model."""
+
+    model_version: str | None
+
+
+class BackendVersions(BaseModel):
+    """Model versions that predictions may bear."""
+
+    versions: list[str]
+
+
+class BackendPredictions(BaseModel):
+    """For each task asked about its prediction, or an empty list, in the same order."""
+
+    results: list[dict[str, Any] | list[Any]]
+
+
+class HookReply(BaseModel):
+    """What became of a webhook: noted, filed or ignored."""
+
+    status: Literal["noted", "filed", "ignored"]
+
+
 def image_url(image_id: str) -> str:
     """Return where the pixels of an image are."""
     return f"/api/v1/images/{image_id}/file"

@@ -12,12 +12,17 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from annotator.auth import Authenticator
+from annotator.errors import AuthError, NotFoundError, TooManyAttemptsError
 from annotator.records import User
+from ui.link_auth import LinkAuth
 
 COOKIE = "annotator_session"
 API = "/api/v1/"
+LINKED = "/labelstudio/"
 MAX_API_BYTES = 64 * 1024
 MAX_PAGE_BYTES = 1024 * 1024
+MAX_LINKED_BYTES = 16 * 1024 * 1024
+"""Label Studio asks for predictions of all chosen tasks at once and sends all that it knows of each: about 10,000."""
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 _PUBLIC = re.compile(
     r"/login|/static/.*|/favicon\.ico|/robots\.txt|/api/v1/(login|openapi\.json|docs)", re.ASCII | re.DOTALL
@@ -47,13 +52,23 @@ class Gate:
     Args:
         app: the rest of the application.
         auth: recognises people; the user ends up in `scope["state"]["user"]`.
+        link_auth: recognises a linked Label Studio; its link ends up in `scope["state"]["link"]`.
         host: where the server listens; it and the loopback names may be in a Host header.
         allowed_hosts: further names, e.g. that of a reverse proxy.
     """
 
-    def __init__(self, app: ASGIApp, *, auth: Authenticator, host: str, allowed_hosts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        auth: Authenticator,
+        link_auth: LinkAuth,
+        host: str,
+        allowed_hosts: tuple[str, ...] = (),
+    ) -> None:
         self._app = app
         self._auth = auth
+        self._link_auth = link_auth
         own = host if ":" not in host or host.startswith("[") else f"[{host}]"
         self._hosts = _LOOPBACK_NAMES | {own.lower()} | {name.lower() for name in allowed_hosts}
 
@@ -70,17 +85,34 @@ class Gate:
         guarded_send = _with_headers(send, path)
         refusal = self._check_host(headers) or _check_path(path) or _check_size(headers, path)
         if refusal is None:
-            token, by_cookie = read_token(headers)
-            user = await self._user(token)
-            scope.setdefault("state", {}).update(user=user, token=token)
-            refusal = _check_user(scope, path, user, headers)
-            if refusal is None and scope["method"] not in SAFE_METHODS and (by_cookie or token is None):
-                refusal = _check_origin(headers)
+            refusal = await (self._admit_link if path.startswith(LINKED) else self._admit_person)(scope, headers)
         if refusal is not None:
             await refusal(scope, receive, guarded_send)
             return
-        limit = MAX_API_BYTES if path.startswith(API) else MAX_PAGE_BYTES
-        await self._app(scope, _limited(receive, limit), guarded_send)
+        await self._app(scope, _limited(receive, _limit(path)), guarded_send)
+
+    async def _admit_person(self, scope: Scope, headers: Headers) -> Response | None:
+        token, by_cookie = read_token(headers)
+        user = await self._user(token)
+        scope.setdefault("state", {}).update(user=user, token=token)
+        refusal = _check_user(scope, scope["path"], user, headers)
+        if refusal is None and scope["method"] not in SAFE_METHODS and (by_cookie or token is None):
+            refusal = _check_origin(headers)
+        return refusal
+
+    async def _admit_link(self, scope: Scope, headers: Headers) -> Response | None:
+        """Let Label Studio in, before its body is read; a page elsewhere may not use what a browser remembers."""
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        try:
+            link = await self._link_auth.link_of(headers, address)
+        except NotFoundError as error:
+            return _refuse(404, str(error))
+        except TooManyAttemptsError as error:
+            return _refuse(429, str(error))
+        except AuthError as error:
+            return _refuse(401, str(error), "Basic")
+        scope.setdefault("state", {}).update(user=None, token=None, link=link)
+        return None if scope["method"] in SAFE_METHODS else _check_origin(headers)
 
     async def _user(self, token: str | None) -> User | None:
         known, user = self._auth.cached(token)
@@ -107,17 +139,23 @@ def read_token(headers: Headers) -> tuple[str | None, bool]:
 
 
 def _check_path(path: str) -> Response | None:
-    if path.startswith(API) or _PUBLIC.fullmatch(path) or _GRADIO_OPEN.fullmatch(path):
+    if path.startswith((API, LINKED)) or _PUBLIC.fullmatch(path) or _GRADIO_OPEN.fullmatch(path):
         return None
     return _refuse(404, f"nothing is at {path[:200]!r}")
 
 
 def _check_size(headers: Headers, path: str) -> Response | None:
-    limit = MAX_API_BYTES if path.startswith(API) else MAX_PAGE_BYTES
+    limit = _limit(path)
     length = headers.get("content-length")
     if length is not None and (not length.isdecimal() or int(length) > limit):
         return _refuse(413, f"the body has {length[:20]} bytes; at most {limit} are read here")
     return None
+
+
+def _limit(path: str) -> int:
+    if path.startswith(LINKED):
+        return MAX_LINKED_BYTES
+    return MAX_API_BYTES if path.startswith(API) else MAX_PAGE_BYTES
 
 
 def _check_user(scope: Scope, path: str, user: User | None, headers: Headers) -> Response | None:
@@ -175,7 +213,7 @@ def _with_headers(send: Send, path: str) -> Send:
             for name in [key for key in headers if key.startswith("access-control-")]:
                 # Gradio answers other origins on loopback; nothing here is meant for them.
                 del headers[name]
-            if path.startswith(API):
+            if path.startswith((API, LINKED)):
                 headers.setdefault("Cache-Control", "no-store")
             elif path.startswith("/static/"):
                 # Modules import each other without a version: the browser asks whether they changed.
@@ -185,7 +223,7 @@ def _with_headers(send: Send, path: str) -> Send:
     return with_headers
 
 
-def _refuse(status: int, detail: str) -> JSONResponse:
+def _refuse(status: int, detail: str, scheme: str = "Bearer") -> JSONResponse:
     content: dict[str, Any] = {"detail": detail}
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    headers = {401: {"WWW-Authenticate": scheme}, 429: {"Retry-After": "60"}}.get(status)
     return JSONResponse(content, status, headers)

@@ -7,12 +7,15 @@ from typing import Any
 
 from annotator.auth import Authenticator
 from annotator.follow import QueueFollower
+from annotator.labelstudio.backend import Backend
+from annotator.labelstudio.wake import Wake
 from annotator.queue import FaceQueue
 from annotator.settings import Workspace
 from annotator.status import learner_state, workspace_status
 from annotator.store import LabelStore
 from annotator.writer import DecisionWriter
 from ui.faces import FaceFiles
+from ui.link_auth import LinkAuth
 from ui.neighbours import NearestFaces
 from ui.tally import Tallies
 
@@ -35,6 +38,9 @@ class Services:
     learner: "LearnerWatch"
     overview: "Overview"
     neighbours: NearestFaces
+    link_auth: LinkAuth
+    backend: Backend
+    wake: Wake
     slugs: tuple[str, ...]
 
     @classmethod
@@ -57,6 +63,9 @@ class Services:
             learner=LearnerWatch(workspace),
             overview=Overview(workspace, store),
             neighbours=NearestFaces(workspace, store),
+            link_auth=LinkAuth(store),
+            backend=Backend(store, lambda: queue.order),
+            wake=Wake(workspace),
             slugs=workspace.settings.classes,
         )
 
