@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 
 from annotator.errors import AnnotatorError, NotFoundError
-from annotator.queue import FaceQueue
+from annotator.queue_state import QueueState
 from annotator.scores import ScoresReader
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -17,38 +17,48 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.15
 NEW_ROWS_SECONDS = 1.0
 PEOPLE_SECONDS = 3.0
+ELSEWHERE_SECONDS = 2.0
 _PAGE = 5_000
 
 
 class QueueFollower:
-    """Feed a `FaceQueue` from the store and the `scores/` folder.
+    """Feed a queue from the store and the `scores/` folder.
 
     Args:
         store: the open store.
         workspace: where the scores are.
         queue: the queue to keep current.
-        writer: tells the queue at once what this process writes.
+        writer: tells the queue at once what this process writes; None where it writes no answers.
     """
 
-    def __init__(self, store: LabelStore, workspace: Workspace, queue: FaceQueue, writer: DecisionWriter) -> None:
+    def __init__(
+        self, store: LabelStore, workspace: Workspace, queue: QueueState, writer: DecisionWriter | None = None
+    ) -> None:
         self._store = store
         self._scores = workspace.root / "scores"
         self._queue = queue
         self._generation: int | None = None
         self._due_rows = 0.0
         self._due_people = 0.0
+        self._due_elsewhere = 0.0
+        self._elsewhere: tuple[int, int] | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="queue-follower", daemon=True)
-        writer.listeners.append(queue.noted)
+        if writer is not None:
+            writer.listeners.append(queue.noted)
 
     def start(self) -> None:
         """Read everything once, then go on in the background."""
+        self.read_all()
+        self._thread.start()
+
+    def read_all(self) -> None:
+        """Read everything once, in the thread of the caller."""
         self._read_new_rows()
         self._queue.load(self._store.activity.since(0))
         self._queue.restore(self._store.leases.active(datetime.now(UTC)))
         self.poll()
         self._queue.count_remaining()
-        self._thread.start()
 
     def close(self) -> None:
         """End the thread."""
@@ -67,6 +77,9 @@ class QueueFollower:
         if now >= self._due_people:
             self._due_people = now + PEOPLE_SECONDS
             self._queue.know_people(self._store.accounts.list())
+        if now >= self._due_elsewhere:
+            self._due_elsewhere = now + ELSEWHERE_SECONDS
+            self._read_elsewhere()
         self._read_scores()
 
     def _run(self) -> None:
@@ -95,6 +108,12 @@ class QueueFollower:
         table = self._store.images.table(since)
         if len(table.rows):
             self._queue.add_images(table, self._store.activity.labeled_by_import(since))
+
+    def _read_elsewhere(self) -> None:
+        mark = self._store.exchange.open_mark()
+        if mark != self._elsewhere:
+            self._queue.put_elsewhere(self._store.exchange.open_rows())
+            self._elsewhere = mark
 
     def _read_scores(self) -> None:
         generation = self._store.learning.current_generation()

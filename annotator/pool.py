@@ -13,12 +13,15 @@ class KnownPool:
     """The samples that the queue knows. Not thread-safe: the queue's lock guards it.
 
     `askable` int64 ascending: representatives of active pool groups that came without a label of their own. `gone` (R,)
-    bool by row: faces that turned out to be unusable since they were read. `size`: one more than the highest row.
+    bool by row: faces that turned out to be unusable since they were read. `elsewhere` (R,) bool by representative row:
+    faces that are asked in a linked labeling tool. `size`: one more than the highest row.
     """
 
     def __init__(self) -> None:
         self.askable: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.gone: NDArray[np.bool_] = np.zeros(0, dtype=bool)
+        self.elsewhere: NDArray[np.bool_] = np.zeros(0, dtype=bool)
+        self._rows_elsewhere: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._group_of: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.num_representatives = 0
 
@@ -37,6 +40,7 @@ class KnownPool:
         group_of[table.rows] = table.group
         self._group_of = group_of
         self.gone = np.concatenate([self.gone, np.zeros(size - self.size, dtype=bool)])
+        self.put_elsewhere(self._rows_elsewhere)
         asked = (table.rows == table.group) & (table.split == _POOL) & (table.state == _ACTIVE)
         self.num_representatives += int(asked.sum())
         fresh = table.rows[asked]
@@ -54,6 +58,13 @@ class KnownPool:
         if self.size < size:
             raise ValueError(f"a table up to row {self.size} cannot replace one up to row {size}")
         self.gone[table.rows] = (table.split != _POOL) | (table.state != _ACTIVE)
+
+    def put_elsewhere(self, rows: NDArray[np.int64]) -> None:
+        """Learn which faces are asked in a linked labeling tool; rows that are not known yet count once they are."""
+        self._rows_elsewhere = rows
+        groups = self._group_of[rows[rows < self.size]]
+        self.elsewhere = np.zeros(self.size, dtype=bool)
+        self.elsewhere[groups[groups >= 0]] = True
 
     def group(self, row: int) -> int:
         """Return the representative row of a row's group.

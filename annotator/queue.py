@@ -25,6 +25,8 @@ LEASE_SECONDS = 0.02
 _CHUNK = 2_048
 _LOCAL = "local"
 _PLAIN = "Which expression?"
+_PUT_OFF = "Only faces that you put off are left."
+_ELSEWHERE = "Only faces that are also open in Label Studio are left."
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +105,17 @@ class FaceQueue(QueueState):
         """
         kept = None if have is None else frozenset(have)
         items: list[Item] = []
-        put_off = False
+        note: str | None = None
         # Every round either fills the wish, empties the queue, or drops at least one unusable face for good.
         while len(items) < count:
             with self._lock:
-                offers, put_off = self._offers(user, count - len(items), kept, fallback=not items)
+                offers, said = self._offers(user, count - len(items), kept, fallback=not items)
             if not offers:
                 break
+            note = said
             items += self._with_images(offers)
         self._persist(items)
-        return Handout(tuple(items), self._message(bool(items), put_off))
+        return Handout(tuple(items), self._message(bool(items), note))
 
     def _persist(self, items: list[Item]) -> None:
         """Write the leases; one that the user held already and gets again is only prolonged."""
@@ -179,23 +182,30 @@ class FaceQueue(QueueState):
 
     def _offers(
         self, user: User, count: int, kept: frozenset[str] | None, *, fallback: bool
-    ) -> tuple[list[_Offer], bool]:
-        """Choose and hold faces; True when the user had put all of them off."""
+    ) -> tuple[list[_Offer], str | None]:
+        """Choose and hold faces; say what is special about them when nothing better was left."""
         now = self._clock()
         self._active_at[user.id] = now
         self._holdings.expire(now)
         self._make_room(user, count, kept)
         offers = [self._offer(user, position) for position in self._free(user, count)]
         if offers or not fallback:
-            return offers, False
+            return offers, None
         offers = self._own_again(user, count, kept) or self._from_idle(user, count)
         if offers:
-            return offers, False
-        offers = [self._offer(user, position) for position in self._put_off(user, count)]
-        return offers, bool(offers)
+            return offers, None
+        for elsewhere, note in ((False, _PUT_OFF), (True, _ELSEWHERE)):
+            left = self._free(user, count, elsewhere=True) if elsewhere else []
+            left = left or self._put_off(user, count, elsewhere=elsewhere)
+            if left:
+                return [self._offer(user, position) for position in left], note
+        return [], None
 
-    def _free(self, user: User, count: int) -> list[int]:
-        """Return the first positions of the order that are free and may go to this user."""
+    def _free(self, user: User, count: int, *, elsewhere: bool = False) -> list[int]:
+        """Return the first positions of the order that are free and may go to this user.
+
+        Of faces that are asked in a linked labeling tool (`elsewhere`), or of the others.
+        """
         order, positions = self._order, list[int]()
         own = self.book.own(user.id) if self._someone_else(user) else None
         skipped, held = self.book.skipped(user.id), self._holdings.held
@@ -206,7 +216,7 @@ class FaceQueue(QueueState):
             over = self._over(rows, review)
             if start == self._head and over.all():
                 self._head = stop
-            free = ~(over | held[rows] | skipped[rows])
+            free = ~(over | held[rows] | skipped[rows]) & (self._pool.elsewhere[rows] == elsewhere)
             if own is not None:
                 free &= ~(review & own[rows])
             positions += (np.flatnonzero(free)[: count - len(positions)] + start).tolist()
@@ -242,12 +252,14 @@ class FaceQueue(QueueState):
                     positions.append(position)
         return [self._offer(user, position) for position in positions]
 
-    def _put_off(self, user: User, count: int) -> list[int]:
+    def _put_off(self, user: User, count: int, *, elsewhere: bool) -> list[int]:
         """Return the positions of faces that the user skipped, the one longest ago first."""
         order, positions = self._order, list[int]()
         for group in self.book.put_off(user.id):
             position = order.position(group)
-            if len(positions) < count and position is not None and not self._holdings.held[group]:
+            if len(positions) == count or position is None:
+                continue
+            if not self._holdings.held[group] and self._pool.elsewhere[group] == elsewhere:
                 here = slice(position, position + 1)
                 if not self._over(order.rows[here], order.review[here])[0]:
                     positions.append(position)
@@ -315,9 +327,9 @@ class FaceQueue(QueueState):
             self.states_stale = True
         return items
 
-    def _message(self, some: bool, put_off: bool) -> str | None:
+    def _message(self, some: bool, note: str | None) -> str | None:
         if some:
-            return "Only faces that you put off are left." if put_off else None
+            return note
         if not self._pool.num_representatives:
             return "There are no faces yet: add some with `annotator import`."
         if len(self._holdings):

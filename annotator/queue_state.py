@@ -132,6 +132,11 @@ class QueueState:
         """Learn who could give a second opinion."""
         self._people = list(people)
 
+    def put_elsewhere(self, rows: NDArray[np.int64]) -> None:
+        """Learn which faces are asked in a linked labeling tool: they are offered here when nothing else is left."""
+        with self._lock:
+            self._pool.put_elsewhere(rows)
+
     def count_remaining(self) -> None:
         """Count the faces that are left to ask; too slow for every request, so it is done now and then."""
         with self._lock:

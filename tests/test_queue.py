@@ -17,6 +17,7 @@ from annotator.queue import FaceQueue, Item
 from annotator.records import Annotation, Answer, Role, User
 from annotator.settings import Workspace
 from annotator.store import LabelStore
+from annotator.store.exchange_records import LinkedTask
 from annotator.writer import DecisionWriter
 from tests.conftest import new_image
 from tests.scores import write_generation
@@ -279,6 +280,56 @@ def test_many_faces_that_became_unusable_leave_the_queue_together(desk: Desk, wa
         desk.store.images.quarantine(row, "broken after all")
     assert [item.lease.row for item in desk.take(alice)] == [desk.rows[10]]
     wait_for(lambda: desk.queue.status().remaining == 2)
+
+
+def test_faces_that_are_asked_in_a_linked_tool_come_last_of_all(desk: Desk) -> None:
+    alice = desk.person("alice")
+    desk.queue.put_elsewhere(np.array(desk.rows[:5]))
+    items = desk.take(alice, 12)
+    assert [item.lease.row for item in items] == desk.rows[5:], "they are not handed out together with others"
+    for item in items[1:]:
+        desk.answer(alice, item)
+    desk.answer(alice, items[0], kind="skip")
+    put_off = desk.queue.next(alice, 3)
+    assert [item.lease.row for item in put_off.items] == [items[0].lease.row]
+    assert "put off" in str(put_off.message)
+    last = desk.queue.next(alice, 2)
+    assert [item.lease.row for item in last.items] == desk.rows[:2]
+    assert "Label Studio" in str(last.message)
+    desk.answer(alice, last.items[0], kind="skip")
+    rest = desk.take(alice, 3)
+    assert [item.lease.row for item in rest] == desk.rows[2:5]
+    assert [item.lease.row for item in desk.take(alice)] == desk.rows[:1], "put off and asked there is the very last"
+
+
+def test_the_follower_learns_what_is_asked_in_a_linked_tool(desk: Desk, wait_for: Callable[..., None]) -> None:
+    exchange = desk.store.exchange
+    link = exchange.add_link("http://studio", 1, "Faces", {})
+    alice = desk.person("alice")
+    exchange.put_tasks(link.id, [LinkedTask(7, desk.rows[0]), LinkedTask(8, desk.rows[1], "answered")])
+
+    def first() -> int:
+        [item] = desk.take(alice)
+        desk.queue._release(item.lease)
+        return item.lease.row
+
+    wait_for(lambda: first() == desk.rows[1])
+    exchange.set_task_state(link.id, [7], "withdrawn")
+    wait_for(lambda: first() == desk.rows[0])
+    exchange.set_task_state(link.id, [7], "open")
+    wait_for(lambda: first() == desk.rows[1])
+    exchange.close_link(link.id)
+    wait_for(lambda: first() == desk.rows[0])
+
+
+def test_a_copy_that_is_asked_in_a_linked_tool_keeps_its_face_back(desk: Desk) -> None:
+    source = desk.store.images.register_source("/more", "folder", "folder")
+    [copy] = desk.store.images.add(source, [new_image("copy", content_hash="hash-0")], "none")
+    assert copy.group == desk.rows[0]
+    desk.queue.put_elsewhere(np.array([copy.row, 10_000]))
+    desk.follower._due_rows = 0
+    desk.follower.poll()
+    assert desk.take(desk.person("alice"))[0].lease.row == desk.rows[1]
 
 
 def test_what_other_processes_write_is_followed(desk: Desk, wait_for: Callable[..., None]) -> None:

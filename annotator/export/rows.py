@@ -12,7 +12,7 @@ Faces: `split` is pool, val or test; `reserved` marks pool faces kept for valida
 `given`: the label that came with the image. `box` and `landmarks`: where the face is in the upright image, as a
 manifest has them; `flags`: what makes it hard to read (small, blurred, turned); empty where no face was looked for.
 Faces of one photo have its `source` and `path`. Answers: one row per annotation, taken back ones included; those with
-`stands` count.
+`stands` count. `beside`: it does not replace the same person's other answer, given at once in a linked tool.
 """
 
 import json
@@ -60,6 +60,7 @@ ANSWER_COLUMNS = (
     "mismatch",
     "blind",
     "adjudicates",
+    "beside",
     "arm",
     "model_version",
     "suggestions",
@@ -132,6 +133,7 @@ def answer_row(said: Said, path: str) -> dict[str, Any]:
         "mismatch": a.mismatch,
         "blind": a.blind,
         "adjudicates": a.adjudicates,
+        "beside": a.beside,
         "arm": a.arm,
         "model_version": a.model_version,
         "suggestions": list(a.suggestions),

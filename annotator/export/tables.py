@@ -28,9 +28,8 @@ _TYPES = {
     "candidates": pa.list_(_TEXT),
     "flags": pa.list_(_TEXT),
     "classes": pa.list_(_TEXT),
-    **dict.fromkeys(
-        ("reserved", "locked", "imported", "stands", "late", "duplicate", "mismatch", "blind", "adjudicates"), _FLAG
-    ),
+    **dict.fromkeys(("reserved", "locked", "imported", "stands", "late", "duplicate", "mismatch", "blind"), _FLAG),
+    **dict.fromkeys(("adjudicates", "beside"), _FLAG),
 }
 
 

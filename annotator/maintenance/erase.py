@@ -23,18 +23,26 @@ from annotator.maintenance.shards import shards
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 
-_LOCKS = {"server.lock": "annotator serve", "learner.lock": "annotator learn"}
+_LOCKS = {
+    "server.lock": "annotator serve",
+    "learner.lock": "annotator learn",
+    "labelstudio.lock": "annotator sync",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ErasureReport:
-    """What was erased, and what this program cannot erase: the original files and earlier backups."""
+    """What was erased, and what this program cannot erase: the original files and earlier backups.
+
+    num_tasks: tasks in Label Studio that show erased images until the next sync.
+    """
 
     image_ids: tuple[str, ...]
     num_annotations: int
     rewritten: tuple[str, ...]
     originals: tuple[str, ...]
     backups: tuple[str, ...]
+    num_tasks: int = 0
 
     def summary(self) -> str:
         """Return a few lines for people."""
@@ -42,6 +50,11 @@ class ErasureReport:
             f"erased {len(self.image_ids)} images ({', '.join(self.image_ids)}) with {self.num_annotations} answers; "
             f"{len(self.rewritten)} files rewritten"
         ]
+        if self.num_tasks:
+            lines.append(
+                f"{self.num_tasks} tasks in Label Studio still show erased images: `annotator sync` deletes them "
+                "there, with their annotations and pictures"
+            )
         if self.originals:
             lines += ["the original files are not this program's to delete:", *(f"  {path}" for path in self.originals)]
         if self.backups:
@@ -71,10 +84,18 @@ def erase(
         else:
             rows = store.erasing.rows_of_subject(str(subject_id))
         erased = store.erasing.erase(rows, reason)
+        num_tasks = store.exchange.num_to_erase()
         rewritten = scrub(workspace, store.erasing.tombstones())
         store.erasing.overwrite_free_space()
     backups = sorted(str(p) for p in (workspace.root / "backups").glob("*") if p.is_file())
-    return ErasureReport(erased.image_ids, erased.num_annotations, tuple(rewritten), erased.originals, tuple(backups))
+    return ErasureReport(
+        erased.image_ids,
+        erased.num_annotations,
+        tuple(rewritten),
+        erased.originals,
+        tuple(backups),
+        num_tasks,
+    )
 
 
 def scrub(workspace: Workspace, rows: list[int]) -> list[str]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from annotator.errors import NotFoundError
-from annotator.store import meta
+from annotator.store import exchange_health, meta
 from annotator.store.database import Database
 from annotator.store.grouping import tombstone_keys
 from annotator.store.tables import annotations, erasures, faces, images, labels, leases, sources
@@ -85,6 +85,7 @@ class Erasing:
                 connection.execute(insert(erasures).values(values))
             if erased:
                 num_annotations = _forget(connection, erased)
+                exchange_health.forget(connection, erased)
         return Erased(tuple(int(r) for r in rows), tuple(ids), num_annotations, tuple(originals))
 
     def tombstones(self) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from annotator.store.exchange_records import LinkedTask, Shown, TaskState
@@ -105,17 +105,32 @@ class LinkedTasks(Paced):
 
     def open_rows(self, link_id: int | None = None) -> NDArray[np.int64]:
         """Return the rows of the open tasks, ascending and without repeats: of one link, or of every active one."""
-        query = select(tasks.c.row).where(tasks.c.state == "open")
-        if link_id is not None:
-            query = query.where(tasks.c.link_id == link_id)
-        else:
-            query = query.where(tasks.c.link_id.in_(select(links.c.id).where(links.c.active)))
+        query = select(tasks.c.row).where(tasks.c.state == "open", _of(link_id))
         with self._database.read() as connection:
             return np.unique(np.fromiter(connection.execute(query).scalars(), dtype=np.int64))
+
+    def open_mark(self, link_id: int | None = None) -> tuple[int, int]:
+        """Return what is another pair when other tasks are open: cheap enough to poll."""
+        query = select(func.count(), func.sum(tasks.c.task_id)).where(tasks.c.state == "open", _of(link_id))
+        with self._database.read() as connection:
+            count, total = connection.execute(query).one()
+            return int(count), int(total or 0)
+
+    def num_to_erase(self) -> int:
+        """Return how many tasks, of whatever link, show erased faces until a sync deletes them."""
+        query = select(func.count()).select_from(tasks).where(tasks.c.state == "erase")
+        with self._database.read() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def _read(self, query: Any) -> list[LinkedTask]:
         with self._database.read() as connection:
             return [_task(row) for row in connection.execute(query)]
+
+
+def _of(link_id: int | None) -> ColumnElement[bool]:
+    if link_id is not None:
+        return tasks.c.link_id == link_id
+    return tasks.c.link_id.in_(select(links.c.id).where(links.c.active))
 
 
 def _chunks(ids: Collection[int]) -> list[list[int]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, func, select, text
 
-from annotator.store import triggers
+from annotator.store import exchange_health, triggers
 from annotator.store.database import Database
 from annotator.store.tables import annotations, erasures, images, meta
 
@@ -24,6 +24,7 @@ def problems(database: Database) -> list[str]:
         found += _rows(connection, numbers)
         found += _groups(connection)
         found += _erased(connection)
+        found += exchange_health.problems(connection)
     return found
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from sqlalchemy import Connection, exists, func, select
 
-from annotator.consensus import tally
+from annotator.consensus import tally, voices
 from annotator.records import Annotation, ImageRecord, KnownFace, Label
 from annotator.store.database import Database
 from annotator.store.decisions import READ, as_annotation
@@ -97,9 +97,9 @@ class Moment:
         found = {}
         for group, said in opinions_by_group(self._connection).items():
             standing = [a for a in said if a.id not in self._fallen and a.kind in ("label", "candidates", "unusable")]
-            people = {a.user_id: a for a in sorted(standing, key=lambda a: a.seq) if a.user_id is not None}
+            people = voices(sorted(standing, key=lambda a: a.seq))
             cast: dict[str, int] = {}
-            for answer in people.values():
+            for answer in chain.from_iterable(people.values()):
                 for name in answer.classes or ("unusable",):
                     cast[name] = cast.get(name, 0) + 1
             if not people:

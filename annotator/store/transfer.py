@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, inspect, select, text
+from sqlalchemy import Column, Connection, Inspector, MetaData, Table, func, insert, inspect, select, text
 from sqlalchemy.exc import OperationalError, StatementError
 
 from annotator.errors import WorkspaceError
@@ -31,8 +31,13 @@ TABLES: tuple[Table, ...] = (
     tables.snapshots,
     tables.generations,
     tables.jobs,
+    tables.exchange_links,
+    tables.exchange_tasks,
+    tables.exchange_answers,
+    tables.exchange_outbox,
 )
-_DECISIVE = (tables.users, tables.images, tables.faces, tables.annotations, tables.labels, tables.erasures)
+_DECISIVE = frozenset({"users", "images", "faces", "annotations", "labels", "erasures"})
+_NUMBERED = ("sources", "users", "generations", "jobs", "exchange_links", "exchange_outbox")
 _BATCH = 1000
 
 
@@ -71,15 +76,25 @@ def load(database: Database, folder: Path) -> Contents:
             rows = _read(folder / f"{table.name}.jsonl", table)
             while batch := list(islice(rows, _BATCH)):
                 _insert(connection, table, batch)
-        if not database.is_sqlite:
-            _advance_sequences(connection)
+            if not database.is_sqlite and table.name in _NUMBERED:
+                _advance_sequence(connection, table.name)
         return _walk(connection, None)
 
 
 def _present(connection: Connection) -> list[Table]:
-    """Return the tables that the database has: an older backup is loaded at its own revision."""
-    there = set(inspect(connection).get_table_names())
-    return [table for table in TABLES if table.name in there]
+    """Return the tables as the database has them: an older backup is loaded at its own revision."""
+    inspector = inspect(connection)
+    there = set(inspector.get_table_names())
+    return [_as_stored(inspector, table) for table in TABLES if table.name in there]
+
+
+def _as_stored(inspector: Inspector, table: Table) -> Table:
+    """Return `table` without the columns that the database does not have yet."""
+    names = {column["name"] for column in inspector.get_columns(table.name)}
+    if names >= set(table.columns.keys()):
+        return table
+    columns = [Column(c.name, c.type, primary_key=c.primary_key) for c in table.columns if c.name in names]
+    return Table(table.name, MetaData(), *columns)
 
 
 def _insert(connection: Connection, table: Table, batch: list[dict[str, Any]]) -> None:
@@ -102,7 +117,7 @@ def _walk(connection: Connection, folder: Path | None) -> Contents:
                 rows[table.name] += 1
                 if file is not None:
                     file.write(line)
-                if table in _DECISIVE:
+                if table.name in _DECISIVE:
                     decisive.update(line)
     return Contents(rows, decisive.hexdigest())
 
@@ -137,12 +152,11 @@ def _read(path: Path, table: Table) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _advance_sequences(connection: Connection) -> None:
+def _advance_sequence(connection: Connection, table: str) -> None:
     """Let PostgreSQL continue after the ids that were loaded."""
-    for table in (tables.sources, tables.users, tables.generations, tables.jobs):
-        connection.execute(
-            text(
-                f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), "
-                f"COALESCE((SELECT max(id) FROM {table.name}), 1), EXISTS (SELECT 1 FROM {table.name}))"
-            )
+    connection.execute(
+        text(
+            f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), "
+            f"COALESCE((SELECT max(id) FROM {table}), 1), EXISTS (SELECT 1 FROM {table}))"
         )
+    )
