@@ -56,7 +56,7 @@ class Outbox(Paced):
         added = 0
         with self._database.write() as connection:
             for value in values:
-                added += connection.execute(_insert(self._database.is_sqlite), value).rowcount
+                added += connection.execute(_insert(self._database.is_sqlite), value).scalar() is not None
             if sent_seq is not None:
                 connection.execute(update(links).where(links.c.id == link_id).values(sent_seq=sent_seq))
         return added
@@ -112,4 +112,4 @@ class Outbox(Paced):
 @cache
 def _insert(is_sqlite: bool) -> Any:
     query = sqlite.insert(outbox) if is_sqlite else postgresql.insert(outbox)
-    return query.on_conflict_do_nothing(index_elements=["link_id", "key"])
+    return query.on_conflict_do_nothing(index_elements=["link_id", "key"]).returning(outbox.c.id)
