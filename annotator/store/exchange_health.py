@@ -44,7 +44,9 @@ def problems(connection: Connection) -> list[str]:
 def _answers(connection: Connection) -> list[str]:
     """Look for answers of unknown tasks, and for those that point to no annotation or to one of another face."""
     known = and_(tasks.c.link_id == answers.c.link_id, tasks.c.task_id == answers.c.task_id)
-    lost = select(answers.c.ls_id).outerjoin(tasks, known).where(tasks.c.task_id.is_(None))
+    # What was quarantined may belong to a task that shows none of our faces.
+    counts = answers.c.state.in_(("linked", "conflict"))
+    lost = select(answers.c.ls_id).outerjoin(tasks, known).where(tasks.c.task_id.is_(None), counts)
     found = _named(connection, lost, "of tasks that are not known")
     gone = (
         select(answers.c.ls_id)

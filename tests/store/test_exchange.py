@@ -336,7 +336,7 @@ def test_answers_here_slip_in_between_the_commits_of_a_long_list(
     many = [LinkedTask(1000 + n, n % 4) for n in range(5_000)]
     writing = threading.Thread(target=store.exchange.put_tasks, args=(link.id, many))
     writing.start()
-    seen_between = set()
+    seen_between: set[int] = set()
     while writing.is_alive():
         store.decisions.submit(ann, Answer(f"c-{len(seen_between)}", images[0].image_id, "label", ("fear",)))
         seen_between.add(sum(store.exchange.counts(link.id)["tasks"].values()))
@@ -356,6 +356,7 @@ def test_health_names_what_contradicts_itself(
         link.id, [replace(odd, ls_id=61, task_id=999), replace(odd, ls_id=62, annotation_id=999)]
     )
     store.exchange.put_answers(link.id, [replace(odd, ls_id=63, annotation_id=said.id)])
+    store.exchange.put_answers(link.id, [replace(odd, ls_id=64, task_id=998, annotation_id=None, state="quarantined")])
     store.exchange.set_task_state(link.id, [102], "lost")  # type: ignore[arg-type]
     assert health.problems(store.database) == [
         "exchange_tasks holds the state 'lost'",
