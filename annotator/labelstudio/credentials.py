@@ -9,11 +9,9 @@ from annotator.errors import InputError
 VARIABLE = "LABEL_STUDIO_API_KEY"
 SERVICE = "annotator-labelstudio"
 _HIDDEN = "[hidden]"
-# A token after a header's word, a JSON Web Token, the 40 hex digits of a legacy token, user:password in a URL.
-_SECRETS = re.compile(
-    r"(?i)(?<=\btoken )[\w.~+/=-]{8,}|(?<=\bbearer )[\w.~+/=-]{8,}|(?<=\bbasic )[\w+/=-]{8,}"
-    r"|\beyJ[\w-]+\.[\w-]+\.[\w-]*|\b[0-9a-f]{40}\b|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"
-)
+_HEADER = re.compile(r"(?i)(authorization\W{1,4}\w+ )[\w.~+/=-]+")
+# A JSON Web Token, the 40 hex digits of a legacy token, user:password in a URL.
+_SECRETS = re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*|\b[0-9a-fA-F]{40}\b|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)")
 
 
 def api_key(url: str) -> str:
@@ -48,4 +46,4 @@ def redact(text: str, *secrets: str) -> str:
     for secret in secrets:
         if secret:
             text = text.replace(secret, _HIDDEN)
-    return _SECRETS.sub(_HIDDEN, text)
+    return _SECRETS.sub(_HIDDEN, _HEADER.sub(rf"\1{_HIDDEN}", text))
