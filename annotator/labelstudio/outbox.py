@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from annotator.errors import InputError, LabelStudioError, RefusedError, UnreachableError
+from annotator.labelstudio.delivery import Outcome, send
 from annotator.labelstudio.linked import Linked
 from annotator.labelstudio.outgoing import KINDS, Intent, intents_of
-from annotator.labelstudio.sending import Outcome, send
 from annotator.store.exchange_records import OutboxItem
 
 log = logging.getLogger(__name__)

@@ -125,8 +125,10 @@ def _face(
     for name, own in theirs.items():
         user_id = next((u for u, n in names.items() if n == name), None)
         said = spoken.get(user_id, []) if user_id is not None else []
-        # What a later answer silenced does not stand any more as far as its own annotation there is concerned.
-        silenced = {a.id for a in counting if a.user_id == user_id and a.beside} - {a.id for a in said}
+        # A later answer silences what was said here and both halves of a conflict: their annotations there say nothing
+        # that is said here. An answer that was given there twice is left as its owner left it.
+        mine = {a.id for a in counting if a.user_id == user_id and (a.beside or a.source != FOREIGN)}
+        silenced = mine - {a.id for a in said}
         stands = {a.id: a for a in standing if a.id not in silenced}
         _person(linked, row, name, tasks, own, said, stands, sent, found)
 
@@ -153,7 +155,7 @@ def _person(
         older = [a for a in own if a not in stale and _may_change(a, stands, want)]
         usable = [a for a in (*older, *stale) if want.seq > tasks[a.task_id].since_seq]
         same = next((a for a in reversed(usable) if content is not None and a.content == content), None)
-        target = same or (usable[-1] if usable else None)
+        target = same or _corrected(want, usable)
         if same is not None:
             found.same.append(replace(same, annotation_id=want.id, state="linked", reason=None))
         elif target is not None:
@@ -169,6 +171,12 @@ def _unsent(said: Sequence[Annotation], sent: Collection[int]) -> Annotation | N
     """Return the main answer if no annotation there says it."""
     main = [a for a in said if not a.beside]
     return main[-1] if main and main[-1].id not in sent else None
+
+
+def _corrected(want: Annotation, usable: Sequence[LinkedAnswer]) -> LinkedAnswer | None:
+    """Return the annotation that an answer corrects: the one that it names, else the latest."""
+    named = [a for a in usable if a.annotation_id == want.supersedes]
+    return (named or usable)[-1] if usable else None
 
 
 def _may_change(answer: LinkedAnswer, stands: dict[int, Annotation], want: Annotation) -> bool:

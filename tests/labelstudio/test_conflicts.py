@@ -1,0 +1,211 @@
+"""Both sides change the same answer: every combination, with real requests there and real answers here."""
+
+from pathlib import Path
+
+import pytest
+
+from annotator.settings import Workspace
+from annotator.store import LabelStore
+from tests.labelstudio.conftest import People
+from tests.labelstudio.pair import Pair, link_pair
+from tests.labelstudio.studio import Studio
+
+
+@pytest.fixture
+def pair(workspace: Workspace, sqlite_store: LabelStore, studio: Studio, people: People, tmp_path: Path) -> Pair:
+    return link_pair(workspace, sqlite_store, studio, tmp_path / "pictures", 2, ann=people.ann, ben=people.ben)
+
+
+def _shared(pair: Pair, people: People, origin: str) -> tuple[int, int]:
+    """Return an annotation there and the one here that says the same, "anger", first said `origin`."""
+    if origin == "there":
+        pair.annotate(people.ann, 0, "anger")
+    else:
+        pair.answer("ann", 0, "anger")
+    pair.sync()
+    assert pair.differences() == []
+    (seen,) = pair.store.exchange.answers_of_tasks(pair.link.id, [pair.tasks[0]])[pair.tasks[0]]
+    assert seen.annotation_id is not None
+    return seen.ls_id, seen.annotation_id
+
+
+both_origins = pytest.mark.parametrize("origin", ["there", "here"])
+
+
+@both_origins
+def test_edited_there_and_corrected_here(pair: Pair, people: People, origin: str) -> None:
+    theirs, ours = _shared(pair, people, origin)
+    pair.edit(people.ann, theirs, "fear")
+    pair.answer("ann", 0, "disgust", supersedes=ours)
+    pair.sync()
+    assert pair.says(0) == pair.there(0) == [("ann", "disgust"), ("ann", "fear")]
+    label = pair.label(0)
+    assert (label.state, set(label.classes), label.num_annotators) == ("disputed", {"disgust", "fear"}, 1)
+    (conflict,) = pair.store.exchange.conflicts(pair.link.id)
+    assert (conflict.ls_id, conflict.user) == (theirs, people.ann.email)
+    assert "both answers are kept" in (conflict.reason or "")
+    assert pair.differences() == []
+    assert not pair.sync()
+
+
+@both_origins
+def test_corrected_without_naming_what_it_corrects(pair: Pair, people: People, origin: str) -> None:
+    theirs, _ = _shared(pair, people, origin)
+    pair.edit(people.ann, theirs, "fear")
+    pair.answer("ann", 0, "disgust")
+    pair.sync()
+    assert pair.says(0) == pair.there(0) == [("ann", "disgust"), ("ann", "fear")]
+    assert pair.label(0).state == "disputed"
+    assert pair.differences() == []
+
+
+@both_origins
+def test_the_same_edit_on_both_sides_is_none(pair: Pair, people: People, origin: str) -> None:
+    theirs, ours = _shared(pair, people, origin)
+    pair.edit(people.ann, theirs, "fear")
+    pair.answer("ann", 0, "fear", supersedes=ours)
+    stored = pair.store.decisions.count()
+    pair.sync()
+    assert pair.there(0) == pair.says(0) == [("ann", "fear")]
+    assert pair.store.decisions.count() == stored
+    assert pair.store.exchange.conflicts(pair.link.id) == []
+    assert pair.differences() == []
+    assert not pair.sync()
+
+
+@both_origins
+def test_edited_there_and_taken_back_here(pair: Pair, people: People, origin: str) -> None:
+    theirs, ours = _shared(pair, people, origin)
+    pair.edit(people.ann, theirs, "fear")
+    pair.undo("ann", ours)
+    pair.sync()
+    assert pair.there(0) == pair.says(0) == [("ann", "fear")]
+    assert "the change stands" in (pair.store.exchange.conflicts(pair.link.id)[0].reason or "")
+    assert pair.differences() == []
+    # The next word on it is an ordinary one.
+    pair.edit(people.ann, theirs, "neutral")
+    pair.sync()
+    assert pair.there(0) == pair.says(0) == [("ann", "neutral")]
+    assert pair.store.exchange.conflicts(pair.link.id) == []
+
+
+@both_origins
+def test_deleted_there_and_corrected_here(pair: Pair, people: People, origin: str) -> None:
+    theirs, ours = _shared(pair, people, origin)
+    pair.studio.delete(people.ann, theirs)
+    pair.answer("ann", 0, "disgust", supersedes=ours)
+    pair.sync()
+    assert pair.there(0) == pair.says(0) == [("ann", "disgust")]
+    assert pair.differences() == []
+    assert not pair.sync()
+
+
+@both_origins
+def test_deleted_there_and_taken_back_here(pair: Pair, people: People, origin: str) -> None:
+    theirs, ours = _shared(pair, people, origin)
+    pair.studio.delete(people.ann, theirs)
+    pair.undo("ann", ours)
+    stored = pair.store.decisions.count()
+    pair.sync()
+    assert pair.there(0) == pair.says(0) == []
+    assert pair.store.decisions.count() == stored
+    assert pair.differences() == []
+
+
+@both_origins
+def test_deleted_there_alone_takes_the_whole_chain_back(pair: Pair, people: People, origin: str) -> None:
+    theirs, _ = _shared(pair, people, origin)
+    pair.edit(people.ann, theirs, "fear")
+    pair.sync()
+    pair.studio.delete(people.ann, theirs)
+    pair.sync()
+    assert pair.there(0) == pair.says(0) == []
+    assert pair.label(0).state == "unlabeled"
+    assert pair.differences() == []
+
+
+@both_origins
+def test_corrected_and_taken_back_here_alone(pair: Pair, people: People, origin: str) -> None:
+    theirs, ours = _shared(pair, people, origin)
+    corrected = pair.answer("ann", 0, "fear", supersedes=ours)
+    pair.sync()
+    assert pair.there(0) == [("ann", "fear")]
+    pair.undo("ann", corrected)
+    pair.sync()
+    assert pair.there(0) == pair.says(0) == [("ann", "anger")]
+    pair.undo("ann", ours)
+    pair.sync()
+    assert pair.there(0) == pair.says(0) == []
+    assert pair.differences() == []
+    assert [a["id"] for a in pair.studio.annotations(pair.link.project_id)] == []
+    assert theirs > 0
+
+
+@both_origins
+def test_a_correction_taken_back_before_it_went_out_is_nothing(pair: Pair, people: People, origin: str) -> None:
+    _, ours = _shared(pair, people, origin)
+    pair.undo("ann", pair.answer("ann", 0, "fear", supersedes=ours))
+    assert pair.sync().sent.sent == 0
+    assert pair.there(0) == pair.says(0) == [("ann", "anger")]
+    assert pair.differences() == []
+
+
+def test_answered_on_both_sides_at_once(pair: Pair, people: People) -> None:
+    pair.answer("ann", 0, "anger")
+    pair.annotate(people.ann, 0, "fear")
+    pair.answer("ann", 1, "anger")
+    pair.annotate(people.ann, 1, "anger")
+    pair.sync()
+    assert pair.says(0) == pair.there(0) == [("ann", "anger"), ("ann", "fear")]
+    assert pair.label(0).state == "disputed"
+    assert pair.says(1) == pair.there(1) == [("ann", "anger")]
+    assert pair.label(1).state == "labeled"
+    assert pair.differences() == []
+
+
+@pytest.mark.parametrize("names", [None, "fear", "disgust"])
+def test_the_next_answer_here_settles_a_conflict(pair: Pair, people: People, names: str | None) -> None:
+    theirs, ours = _shared(pair, people, "there")
+    pair.edit(people.ann, theirs, "fear")
+    pair.answer("ann", 0, "disgust", supersedes=ours)
+    pair.sync()
+    named = {a.classes[0]: a.id for a in pair.standing(0)}
+    pair.answer("ann", 0, "neutral", supersedes=named.get(names or ""))
+    pair.sync()
+    assert pair.says(0) == pair.there(0) == [("ann", "neutral")]
+    assert pair.label(0).state == "labeled"
+    assert pair.store.exchange.conflicts(pair.link.id) == []
+    assert pair.differences() == []
+
+
+@pytest.mark.parametrize("which", ["fear", "disgust"])
+def test_an_edit_there_of_one_voice_leaves_the_other(pair: Pair, people: People, which: str) -> None:
+    theirs, ours = _shared(pair, people, "there")
+    pair.edit(people.ann, theirs, "fear")
+    pair.answer("ann", 0, "disgust", supersedes=ours)
+    pair.sync()
+    ids = [a["id"] for a in pair.studio.annotations(pair.link.project_id)]
+    edited, kept = (ids[0], "disgust") if which == "fear" else (ids[1], "fear")
+    pair.edit(people.ann, edited, "neutral")
+    pair.sync()
+    assert pair.says(0) == pair.there(0) == sorted([("ann", "neutral"), ("ann", kept)])
+    assert pair.differences() == []
+    pair.edit(people.ann, edited, kept)
+    pair.sync()
+    assert pair.label(0).state == "labeled"
+    pair.studio.delete(people.ann, edited)
+    pair.sync()
+    assert pair.says(0) == pair.there(0) == [("ann", kept)]
+    assert pair.differences() == []
+
+
+def test_others_answers_are_none_of_a_conflict(pair: Pair, people: People) -> None:
+    theirs, ours = _shared(pair, people, "there")
+    pair.edit(people.ann, theirs, "fear")
+    pair.answer("ben", 0, "disgust")
+    pair.sync()
+    assert pair.says(0) == pair.there(0) == [("ann", "fear"), ("ben", "disgust")]
+    assert pair.store.exchange.conflicts(pair.link.id) == []
+    assert pair.label(0).state == "disputed"
+    assert pair.differences() == []
+    assert ours > 0
