@@ -22,9 +22,11 @@ from annotator.errors import InputError, NotFoundError, WorkspaceBusyError, Work
 from annotator.ingest.importer import run_import
 from annotator.maintenance import backup, erase, prune, restore, verify
 from annotator.maintenance.verify import SCORE_FILES, SNAPSHOT_FILES
-from annotator.records import Answer, Generation, Snapshot
+from annotator.records import Answer, Generation, Snapshot, Stored
 from annotator.settings import Workspace
-from annotator.store import LabelStore, transfer
+from annotator.store import LabelStore, health, migrate, transfer
+from annotator.store.database import Database
+from annotator.store.exchange_records import ForeignAnswer, Link, LinkedAnswer, LinkedTask, Shown
 
 SECRET = "a note about somebody called Aloysius Featherstonehaugh"
 
@@ -301,6 +303,132 @@ def test_erasing_leaves_a_tombstone_and_nothing_else(filled: LabelStore, tmp_pat
     assert verify(restored).problems == []
 
 
+def linked(store: LabelStore) -> Link:
+    """Link a project with tasks for the first four faces, answers of two of them, and something still to be sent."""
+    ann = store.accounts.get("ann")
+    ids = [r.image_id for r in store.images.by_rows(range(4))]
+    link = store.exchange.add_link("http://studio", 3, "Faces", {"top_k": 10})
+    shown = Shown("uncertain", "s1.1", False, ({"class": "fear", "prob": 0.4},))
+    tasks = [LinkedTask(100 + row, row, "answered" if row < 2 else "open", shown, "s1.1") for row in range(4)]
+    store.exchange.put_tasks(link.id, tasks)
+    answers = [
+        ForeignAnswer(
+            ann,
+            Answer(f"ls:{link.id}:{50 + row}:0", ids[row], "flag", note=SECRET),
+            shown,
+            datetime.now(UTC),
+            False,
+            LinkedAnswer(50 + row, 100 + row, "ann@lab.org", "2026-03-01T12:00:00Z", SECRET),
+        )
+        for row in range(2)
+    ]
+    assert all(isinstance(outcome, Stored) for outcome in store.exchange.record(link.id, answers))
+    odd = LinkedAnswer(60, 100, "who@lab.org", "2026-03-01T12:00:00Z", SECRET, None, "quarantined", SECRET)
+    store.exchange.put_answers(link.id, [odd])
+    store.exchange.enqueue(
+        link.id,
+        [("send", "a", {"row": 0, "note": SECRET}), ("send", "b", {"task_id": 100, "note": SECRET}), ("send", "c", {})],
+    )
+    return link
+
+
+def test_erasing_forgets_what_is_known_of_a_face_in_a_linked_project(filled: LabelStore) -> None:
+    link, workspace = linked(filled), filled.workspace
+    assert verify(workspace).problems == []
+    report = erase(workspace, image_id=filled.images.by_rows([0])[0].image_id, reason="withdrew consent")
+    assert report.num_tasks == 1
+    assert "1 tasks in Label Studio still show erased images" in report.summary()
+    exchange = filled.exchange
+    assert exchange.tasks(link.id, states=["erase"]) == [LinkedTask(100, 0, "erase")]
+    assert [t.state for t in exchange.tasks(link.id)] == ["erase", "answered", "open", "open"]
+    forgotten = exchange.answers_of_tasks(link.id, [100])[100]
+    assert [(a.ls_id, a.state, a.content, a.annotation_id, a.reason) for a in forgotten] == [
+        (50, "deleted", "", None, None),
+        (60, "deleted", "", None, None),
+    ]
+    [kept] = exchange.answers_of_tasks(link.id, [101])[101]
+    assert (kept.state, kept.content) == ("linked", SECRET)
+    assert [i.key for i in exchange.due(link.id, ["send"], datetime.now(UTC), 9)] == ["c"]
+    assert verify(workspace).problems == []
+    again = erase(workspace, image_id=filled.images.by_rows([0])[0].image_id, reason="again")
+    assert again.num_tasks == 1, "it is said until a sync has deleted them"
+    exchange.set_task_state(link.id, [100], "gone")
+    assert verify(workspace).problems == []
+    exchange.set_task_state(link.id, [100], "open")
+    exchange.put_answers(link.id, [LinkedAnswer(50, 100, "a", "", "it says something")])
+    exchange.enqueue(link.id, [("send", "d", {"row": 0})])
+    told = "\n".join(verify(workspace).problems)
+    assert "linked tasks 100 are of erased faces and not marked so" in told
+    assert "linked answers 50 are of erased faces and still say something" in told
+    assert "are about erased faces" in told
+
+
+def test_a_backup_holds_the_link(filled: LabelStore, tmp_path: Path) -> None:
+    link = linked(filled)
+    restored = restore(backup(filled.workspace, tmp_path / "saved.tar", cache=False), tmp_path / "again")
+    assert not [p for p in verify(restored).problems if "linked" in p]
+    with LabelStore.open(restored) as store:
+        assert store.exchange.link() == link
+        assert store.exchange.tasks(link.id) == filled.exchange.tasks(link.id)
+        for read in ("quarantined", "dead"):
+            assert getattr(store.exchange, read)(link.id) == getattr(filled.exchange, read)(link.id)
+        assert store.exchange.answers_of_tasks(link.id, range(100, 104)) == filled.exchange.answers_of_tasks(
+            link.id, range(100, 104)
+        )
+        ever = datetime.now(UTC)
+        assert store.exchange.due(link.id, ["send"], ever, 9) == filled.exchange.due(link.id, ["send"], ever, 9)
+        assert store.exchange.enqueue(link.id, [("send", "new", {})]) == 1
+
+
+def test_a_link_moves_to_another_database(filled: LabelStore, tmp_path: Path, database_of_its_own: str) -> None:
+    link = linked(filled)
+    archive = backup(filled.workspace, tmp_path / "saved.tar", cache=False)
+    with LabelStore.open(restore(archive, tmp_path / "moved", database=database_of_its_own)) as store:
+        assert transfer.contents(store.database) == transfer.contents(filled.database)
+        assert store.exchange.enqueue(link.id, [("send", "new", {})]) == 1, "ids go on where they were"
+        store.exchange.close_link(link.id)
+        assert store.exchange.add_link("http://studio", 4, "More", {}).id == link.id + 1
+
+
+def test_a_backup_from_before_links_is_restored(
+    sqlite_store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive is written by a store that stands at the revision before."""
+    workspace = sqlite_store.workspace
+    sqlite_store.close()
+    (workspace.root / "annotator.db").unlink()
+    monkeypatch.setattr(migrate, "HEAD", "0002")
+    monkeypatch.setitem(migrate.upgrade.__kwdefaults__, "revision", "0002")
+    database = Database(workspace.database_url, workspace.root / "write.lock")
+    migrate.upgrade(database, workspace.root / "store.lock", workspace.root / "backups")
+    with database.write() as connection:
+        connection.execute(text("INSERT INTO sources VALUES (1, '/faces', 'folder', 'folder', '2026-03-01 12:00:00')"))
+        connection.execute(
+            text(
+                "INSERT INTO images (row, image_id, source_id, path, crop, group_row, split, state, width, height, "
+                "media_type, file_bytes, file_stamp, reserved) "
+                "VALUES (0, 'face', 1, 'a.png', '', 0, 'pool', 'active', 1, 1, 'image/png', 1, 1, 0)"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO annotations (id, seq, client_id, row, kind, classes, taxonomy_version, source, late, "
+                "duplicate, mismatch, blind, adjudicates, suggestions, created_at) VALUES "
+                "(1, 1, 'import:face', 0, 'label', '[\"fear\"]', 1, 'import', 0, 0, 0, 0, 0, '[]', '2026-03-01 12:00')"
+            )
+        )
+        connection.execute(text("UPDATE meta SET value = '1'  WHERE key IN ('seq', 'next_row')"))
+    assert "exchange_links" not in transfer.contents(database).rows
+    database.close()
+    archive = backup(workspace, tmp_path / "saved.tar")
+    monkeypatch.undo()
+    with LabelStore.open(restore(archive, tmp_path / "again")) as store:
+        [said] = store.decisions.list()
+        assert (said.classes, said.beside) == (("fear",), False)
+        assert health.problems(store.database) == []
+        assert store.exchange.link() is None
+
+
 def test_erasing_a_subject_takes_all_its_images_and_their_copies(sqlite_store: LabelStore) -> None:
     store = sqlite_store
     from tests.conftest import new_image
@@ -337,7 +465,7 @@ def filled_id(workspace: Workspace, row: int) -> str:
 
 def test_erasing_needs_the_workspace_for_itself(sqlite_store: LabelStore) -> None:
     root = sqlite_store.workspace.root
-    for name in ("server.lock", "learner.lock"):
+    for name in ("server.lock", "learner.lock", "labelstudio.lock"):
         with open(root / name, "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             with pytest.raises(WorkspaceBusyError, match="stop it, then erase"):
