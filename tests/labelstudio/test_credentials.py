@@ -1,4 +1,4 @@
-"""Where the API key comes from, and that no message holds it. The keyring is real; its backend keeps entries in memory."""
+"""Where the API key comes from, and that no message holds it. The keyring is real, its backend in memory."""
 
 from collections.abc import Iterator
 
