@@ -1,125 +1,108 @@
-"""One intent carried out in Label Studio, so that carrying it out twice is carrying it out once.
+"""Sending many things so that one that cannot be sent does not hold up the others, and nothing is sent twice."""
 
-A new annotation has a `unique_id` made from our answer and the task: a second one is refused with 409, and then the
-first is looked for by the number of our answer that it carries (`import_id`). A change or deletion first looks whether
-the annotation still says what it was last seen to say; where it does not, nothing is touched: the next pull decides.
-Nothing in here reads or writes the store, so that several can be under way at once.
-"""
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-import uuid
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from annotator.errors import LabelStudioError, RefusedError, UnreachableError
 
-from annotator.errors import InputError, RefusedError
-from annotator.labelstudio import filters as where
-from annotator.labelstudio.changes import FIELDS
-from annotator.labelstudio.linked import Linked
-from annotator.labelstudio.outgoing import Intent
-from annotator.labelstudio.results import MalformedResultError
-from annotator.records import Annotation
-from annotator.store.exchange_records import LinkedAnswer
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-_NAMESPACE = uuid.UUID("7f8d5a2e-7d0b-4c3e-9f67-3f1f0c9f4d51")
-_NOT_FOUND, _REPEATED = 404, 409
+PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Seconds between the tries while a server does not answer: a restart fits in."""
+_NOT_THE_ITEM = (401, 403, 404)
+"""Refusals of the key or the project: no other item would fare better."""
+_CONFLICT = 409
+_ALONE_TRIES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of an intent: `linked` is what the annotation there says now, None when there is none to keep.
+@dataclass(slots=True)
+class Sent(Generic[T]):
+    """What became of items. `refused`: the server says no to this one; `later`: it fails on this one for now.
 
-    moved: the annotation there has changed since it was seen. gone: the task is not there any more.
+    unsure: an answer was missed, so something may still arrive there that was sent a second time.
     """
 
-    what: Literal["done", "moved", "gone"]
-    linked: LinkedAnswer | None = None
+    refused: list[tuple[T, str]] = field(default_factory=list)
+    later: list[tuple[T, str]] = field(default_factory=list)
+    unsure: bool = False
 
 
-def send(linked: Linked, intent: Intent) -> Outcome:
-    """Carry out an intent.
+def send(
+    batches: Iterator[list[T]],
+    request: Callable[[list[T]], None],
+    missing: Callable[[list[T]], list[T]],
+) -> Sent[T]:
+    """Send batches one after the other; what fails is looked for there, halved and sent again, down to single items.
+
+    Args:
+        batches: what to send, taken as the server takes it.
+        request: sends a batch.
+        missing: returns those of a batch that have not arrived.
 
     Raises:
-        UnreachableError: it is unknown whether it was carried out.
-        RefusedError: the server will not have it.
-        InputError: the project cannot say it, or the person has no account there.
+        UnreachableError: the server does not even answer what `missing` asks.
+        RefusedError: it refuses the key or the project.
     """
-    if intent.kind == "annotate" and intent.said is not None:
-        return _annotate(linked, intent, intent.said)
-    assert intent.there is not None
-    return _change(linked, intent.there, intent.said)
+    sent: Sent[T] = Sent()
+    for batch in batches:
+        waiting = [(batch, 0)]
+        while waiting:
+            part, tries = waiting.pop()
+            try:
+                request(part)
+            except LabelStudioError as error:
+                left = _left(part, error, missing, sent, tries)
+                waiting += _next_tries(left, error, sent, tries)
+    return sent
 
 
-def unique_id(linked: Linked, said: Annotation, task_id: int) -> str:
-    """Return the name of an answer of ours on a task: of this link alone, since other workspaces count from 1, too."""
-    link = linked.link
-    return str(uuid.uuid5(_NAMESPACE, f"{link.id}|{link.linked_at.isoformat()}|{said.id}|{task_id}"))
+def _left(
+    part: list[T], error: LabelStudioError, missing: Callable[[list[T]], list[T]], sent: Sent[T], tries: int
+) -> list[T]:
+    if isinstance(error, RefusedError) and error.status in _NOT_THE_ITEM:
+        raise error
+    log.info("%d items did not go through: %s", len(part), error)
+    if not isinstance(error, RefusedError) or error.status == _CONFLICT:
+        sent.unsure = True
+        time.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
+    return patiently(lambda: missing(part))
 
 
-def _annotate(linked: Linked, intent: Intent, said: Annotation) -> Outcome:
-    ls_user, email = linked.people.account(intent.user)
-    task_id = intent.task.task_id
-    body: dict[str, Any] = {
-        "result": linked.result(said),
-        "completed_by": ls_user,
-        "unique_id": unique_id(linked, said, task_id),
-        "import_id": said.id,
-        "was_cancelled": False,
-    }
-    if said.duration_ms is not None:
-        body["lead_time"] = said.duration_ms / 1000
-    try:
-        made = linked.server.create_annotation(task_id, body)
-    except RefusedError as error:
-        if error.status not in (_NOT_FOUND, _REPEATED):
-            raise
-        task = _task(linked, task_id)
-        if task is None:
-            return Outcome("gone")
-        same = [a for a in task["annotations"] if a["import_id"] == said.id and a["completed_by"] == ls_user]
-        if error.status == _NOT_FOUND or not same:
-            raise
-        made = same[0]
-    return Outcome("done", _as_linked(linked, made, task_id, email, said))
+def _next_tries(left: list[T], error: LabelStudioError, sent: Sent[T], tries: int) -> list[tuple[list[T], int]]:
+    if not left:
+        return []
+    if len(left) > 1:
+        middle = len(left) // 2
+        return [(left[middle:], tries + 1), (left[:middle], tries + 1)]
+    if isinstance(error, RefusedError) and error.status != _CONFLICT:
+        sent.refused.append((left[0], str(error)))
+        return []
+    if tries >= _ALONE_TRIES:
+        sent.later.append((left[0], str(error)))
+        return []
+    return [(left, tries + 1)]
 
 
-def _change(linked: Linked, there: LinkedAnswer, said: Annotation | None) -> Outcome:
-    """Let an annotation say what `said` says, or delete it, unless somebody has changed it since it was seen."""
-    now = linked.server.annotation(there.ls_id)
-    if now is None:
-        return Outcome("moved") if said is not None else Outcome("done", replace(there, state="deleted", reason=None))
-    content = _content(linked, now)
-    if said is not None and content is not None and content == linked.content(said):
-        return Outcome("done", _as_linked(linked, now, there.task_id, there.user, said))
-    if content != there.content:
-        return Outcome("moved")
-    try:
-        if said is None:
-            linked.server.delete_annotation(there.ls_id)
-            return Outcome("done", replace(there, state="deleted", reason=None))
-        changed = linked.server.update_annotation(there.ls_id, {"result": linked.result(said), "was_cancelled": False})
-    except RefusedError as error:
-        if error.status == _NOT_FOUND:
-            return Outcome("moved")
-        raise
-    return Outcome("done", _as_linked(linked, changed, there.task_id, there.user, said))
+def patiently(ask: Callable[[], T]) -> T:
+    """Ask again while the server does not answer, a few seconds long.
+
+    Raises:
+        UnreachableError: it never answered.
+    """
+    for pause in PAUSES:
+        try:
+            return ask()
+        except UnreachableError as error:
+            log.info("asking again in %.2f s: %s", pause, error)
+            time.sleep(pause)
+    return ask()
 
 
-def _task(linked: Linked, task_id: int) -> dict[str, Any] | None:
-    found, _ = linked.server.tasks(
-        linked.link.project_id, include=FIELDS, filters=[where.among([task_id])], page_size=1
-    )
-    return found[0] if found else None
-
-
-def _content(linked: Linked, annotation: dict[str, Any]) -> str | None:
-    try:
-        return linked.heard(annotation)[1]
-    except MalformedResultError:
-        return None
-
-
-def _as_linked(linked: Linked, annotation: dict[str, Any], task_id: int, email: str, said: Annotation) -> LinkedAnswer:
-    content = linked.content(said)
-    if content is None or _content(linked, annotation) != content:
-        # Changed there before we heard that it had arrived: the next pull finds what it says now.
-        raise InputError(f"annotation {annotation['id']} does not say what was sent")
-    return LinkedAnswer(annotation["id"], task_id, email, annotation["updated_at"], content, said.id)
+def in_batches(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    """Yield `items` in lists of `size`."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

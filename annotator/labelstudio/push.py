@@ -1,0 +1,338 @@
+"""The top of our queue as tasks in the linked project, with predictions, pictures and reasons; each face once.
+
+A push first finds what an earlier one has left behind, takes back what needs no answer any more, brings the predictions
+of all open tasks to the current generation if there is something new, and fills up to `top_k` open tasks. Killed at any
+point, the next one completes it.
+"""
+
+import logging
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from annotator.face_pictures import FacePictures
+from annotator.ingest.cache import Progress
+from annotator.labelstudio.inflight import Flight, Flights, face_key
+from annotator.labelstudio.pictures import task_pictures
+from annotator.labelstudio.predicting import Predictor
+from annotator.labelstudio.push_report import PushPlan, PushReport
+from annotator.labelstudio.refresh import Renewal, Renewing, base, version_due
+from annotator.labelstudio.sending import in_batches, send
+from annotator.labelstudio.server import Server
+from annotator.labelstudio.wanted import QueueView, Wanted
+from annotator.labelstudio.withdraw import ERASE, plan_withdraw, withdraw
+from annotator.settings import Workspace
+from annotator.store import LabelStore
+from annotator.store.exchange_records import Link
+
+log = logging.getLogger(__name__)
+
+BATCH = 1_000
+"""Tasks in one request: the server takes larger ones faster, and shuts out annotators for as long."""
+MANY_TASKS = 100_000
+"""Above this many tasks Label Studio itself becomes slow to answer what comes next."""
+FILL_BELOW = 0.8
+"""The share of `top_k` below which a watch fills up: every filling renews the predictions of all open tasks."""
+_SHOWN = 20
+
+
+def push(
+    workspace: Workspace,
+    store: LabelStore,
+    server: Server,
+    link: Link,
+    *,
+    progress: Progress | None = None,
+    limit: int | None = None,
+) -> PushReport:
+    """Fill the project up to `top_k` open tasks, at most `limit` new ones.
+
+    Raises:
+        UnreachableError: the server does not answer; what is done stays done, and the next push goes on.
+        RefusedError: it refuses the key or the project.
+        InputError: the link's settings do not fit.
+    """
+    running = _Push(workspace, store, server, link, progress)
+    try:
+        return running.run(limit)
+    finally:
+        running.close()
+
+
+def plan_push(
+    workspace: Workspace, store: LabelStore, server: Server, link: Link, *, limit: int | None = None
+) -> PushPlan:
+    """Return what `push` would do; nothing is changed on either side."""
+    running = _Push(workspace, store, server, link, None)
+    try:
+        return running.plan(limit)
+    finally:
+        running.close()
+
+
+def push_due(workspace: Workspace, store: LabelStore, link: Link) -> bool:
+    """Tell cheaply whether a watch should push: too few open tasks, a new snapshot, something to take back or erase.
+
+    Where the last push found no more faces, the next waits until something has happened.
+    """
+    exchange, memory = store.exchange, _memories.setdefault(store, _Memory())
+    num_open, _ = exchange.open_mark(link.id)
+    if exchange.tasks(link.id, limit=1, states=ERASE) or (num_open and version_due(store, link)):
+        return True
+    seq = store.last_seq()
+    if seq != memory.seq and num_open and exchange.touched_rows(link.id, memory.seq, seq, 1):
+        return True
+    return num_open < FILL_BELOW * _top_k(link) and not memory.still_dry(store)
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What a process remembers of its last push: up to which answer and face it looked, and whether none was left."""
+
+    seq: int = 0
+    generation: int | None = None
+    size: int = 0
+    dry: bool = False
+
+    def still_dry(self, store: LabelStore) -> bool:
+        current = store.learning.current_generation()
+        same = (store.last_seq(), current.id if current else None) == (self.seq, self.generation)
+        return self.dry and same and not len(store.images.table(self.size).rows)
+
+
+_memories: "WeakKeyDictionary[LabelStore, _Memory]" = WeakKeyDictionary()
+
+
+def _top_k(link: Link) -> int:
+    return int(link.settings.get("top_k", 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A face ready to be sent."""
+
+    flight: Flight
+    task: dict[str, Any]
+
+
+class _Push:
+    """One push under way."""
+
+    def __init__(
+        self, workspace: Workspace, store: LabelStore, server: Server, link: Link, progress: Progress | None
+    ) -> None:
+        active = store.exchange.link()
+        self._link = active if active is not None and active.id == link.id else link
+        self._workspace, self._store, self._server, self._progress = workspace, store, server, progress
+        self._faces = FacePictures(workspace, store)
+        self._pictures = task_pictures(self._link, server, self._faces)
+        self._predictor = Predictor(workspace, self._link)
+        self._flights = Flights(store, server, self._link)
+        self._report = PushReport()
+        self._guard = threading.Lock()
+        self._total = 0
+        self._unsure = False
+        self._search = False
+        self._after = 0
+
+    def close(self) -> None:
+        self._faces.close()
+
+    def run(self, limit: int | None) -> PushReport:
+        tries = self._recover()
+        view = QueueView.read(self._workspace, self._store)
+        back = withdraw(self._workspace, self._store, self._server, self._link, view=view, progress=self._progress)
+        self._tell(withdrawn=back.withdrawn, erased=back.erased)
+        wanted, dry = self._wanted(view, limit)
+        if wanted or version_due(self._store, self._link):
+            renewed = self._renew(view)
+            version = renewed.version or self._renewing(view).new_version(None)
+            self._tell(renewed=renewed.renewed, version=version)
+            self._fill(wanted, version, tries)
+        for warning in self._warnings(0):
+            self._warn(warning)
+        scores = view.order.scores
+        _memories[self._store] = _Memory(view.book.seq, scores.id if scores else None, view.size, dry)
+        return self._report
+
+    def plan(self, limit: int | None) -> PushPlan:
+        view = QueueView.read(self._workspace, self._store)
+        back = tuple(plan_withdraw(self._store, self._link, view))
+        wanted, _ = self._wanted(view, limit, [item.row for item in back if item.reason != "erased"])
+        open_tasks = self._open()
+        now = self._link.model_version
+        renewed = (wanted or version_due(self._store, self._link)) and (now is None or base(now) != view.version)
+        return PushPlan(
+            open_tasks=open_tasks,
+            top_k=_top_k(self._link),
+            version_now=now,
+            version=view.version,
+            to_push=len(wanted),
+            to_renew=open_tasks if renewed else 0,
+            first=tuple(wanted[:_SHOWN]),
+            withdraw=back,
+            unfinished=len(self._flights.waiting()),
+            given_up=len(self._flights.given_up()),
+            warnings=self._warnings(len(wanted)),
+        )
+
+    def _recover(self) -> dict[str, int]:
+        """Settle what earlier pushes have left; return how often each face that is to be tried again has failed."""
+        looks = self._flights.looks()
+        waiting = self._flights.waiting()
+        self._search = bool(looks or waiting)
+        flights = [flight for item in waiting.values() if (flight := Flight.of(item)) is not None]
+        if looks:
+            after = min(int(item.payload["after"]) for item in looks)
+            found = self._flights.find(after, flights)
+            self._tell(recovered=len(found))
+            self._flights.looked(unsure=False)
+        now = datetime.now(UTC)
+        due = {key: item for key, item in waiting.items() if item.not_before <= now}
+        self._flights.forget(due)
+        return {key: item.attempts + int(item.payload.get("tries", 0)) for key, item in due.items()}
+
+    def _wanted(self, view: QueueView, limit: int | None, freed: Collection[int] = ()) -> tuple[list[Wanted], bool]:
+        """Return the faces to push, and whether the queue has no more."""
+        room = max(_top_k(self._link) - self._open() + len(freed), 0)
+        count = room if limit is None else min(room, limit)
+        exchange = self._store.exchange
+        waiting = [int(item.payload["row"]) for item in self._flights.waiting().values()]
+        out = {*exchange.open_rows(self._link.id).tolist(), *self._flights.given_up(), *waiting}
+        names = {str(name).casefold() for name in self._link.settings.get("users", {}).values()}
+        people = [user.id for user in self._store.accounts.list() if user.name.casefold() in names]
+        found: list[Wanted] = []
+        while len(found) < count:
+            top = view.top(count - len(found), np.fromiter(out, dtype=np.int64, count=len(out)), people)
+            if not top:
+                return found, True
+            out |= {item.row for item in top}
+            there = exchange.tasks_of_rows(self._link.id, [item.row for item in top])
+            # Answered there and open here: the answer is in quarantine, or was a skip. A second task says no more.
+            found += [
+                item
+                for item in top
+                if item.arm == "review" or all(task.state != "answered" for task in there.get(item.row, ()))
+            ]
+        return found, False
+
+    def _renewing(self, view: QueueView) -> Renewing:
+        return Renewing(self._workspace, self._store, self._server, self._link, view, self._progress)
+
+    def _renew(self, view: QueueView) -> Renewal:
+        renewed = self._renewing(view).run()
+        self._link = replace(self._link, model_version=renewed.version)
+        if renewed.left:
+            self._warn(f"old predictions are left in the project: {', '.join(renewed.left)}")
+        return renewed
+
+    def _fill(self, wanted: Sequence[Wanted], version: str, tries: dict[str, int]) -> None:
+        if not wanted:
+            return
+        self._total = len(wanted)
+        self._after = self._flights.look_above()
+        outcome = send(self._prepared(wanted, version, tries), lambda part: self._import(part, version), self._missing)
+        for item, reason in outcome.refused:
+            self._give_up(item.flight, reason)
+        for item, reason in outcome.later:
+            self._put_off(item.flight, reason)
+        self._flights.looked(unsure=self._unsure or outcome.unsure)
+
+    def _prepared(self, wanted: Sequence[Wanted], version: str, tries: dict[str, int]) -> Iterator[list[_Prepared]]:
+        """Yield batches; the next is made while the server works on the one before."""
+        parts = in_batches(wanted, BATCH)
+        with ThreadPoolExecutor(1, "push") as ahead:
+            coming = ahead.submit(self._prepare, next(parts), version, tries)
+            for part in parts:
+                ready, coming = coming.result(), ahead.submit(self._prepare, part, version, tries)
+                yield ready
+            yield coming.result()
+
+    def _prepare(self, part: list[Wanted], version: str, tries: dict[str, int]) -> list[_Prepared]:
+        placing = self._pictures.place([item.image for item in part], search=self._search)
+        self._unsure |= placing.unsure
+        made = []
+        for item in part:
+            image_id = item.image.image_id
+            placed = placing.placed.get(image_id)
+            flight = Flight(
+                image_id,
+                item.row,
+                item.asked_at,
+                version,
+                item.shown,
+                placed.picture if placed else None,
+                tries.get(face_key(image_id), 0),
+            )
+            if placed is not None:
+                prediction = self._predictor.say(item.shown, self._predictor.score(item), version)
+                task = {"data": self._predictor.data(item, placed.url), "predictions": [prediction]}
+                made.append(_Prepared(flight, task))
+            elif image_id in placing.gone:
+                self._give_up(flight, placing.gone[image_id])
+            else:
+                self._put_off(flight, placing.later.get(image_id, "its picture was not taken"))
+        self._flights.begin([item.flight for item in made])
+        return made
+
+    def _import(self, part: list[_Prepared], version: str) -> None:
+        if not part:
+            return
+        ids = self._server.import_tasks(self._link.project_id, [item.task for item in part])
+        self._flights.landed([item.flight for item in part], ids)
+        self._arrived(len(part), version)
+
+    def _missing(self, part: list[_Prepared]) -> list[_Prepared]:
+        found = self._flights.find(self._after, [item.flight for item in part])
+        self._flights.forget(found)
+        if found:
+            self._arrived(len(found), part[0].flight.version)
+        return [item for item in part if item.flight.key not in found]
+
+    def _arrived(self, count: int, version: str) -> None:
+        """Count tasks that are there, and let the project show their version if it showed none."""
+        if self._link.model_version != version:
+            shown = self._server.project(self._link.project_id).get("model_version")
+            if shown != version:
+                self._server.update_project(self._link.project_id, model_version=version)
+            self._store.exchange.update_link(self._link.id, model_version=version)
+            self._link = replace(self._link, model_version=version)
+        self._tell(pushed=count)
+        if self._progress is not None:
+            self._progress(self._report.pushed, self._total, "tasks")
+
+    def _warnings(self, coming: int) -> tuple[str, ...]:
+        number = int(self._server.project(self._link.project_id).get("task_number") or 0) + coming
+        if number <= MANY_TASKS:
+            return ()
+        return (
+            f"the project has {number:,} tasks; above {MANY_TASKS:,} Label Studio takes a second and more to find the "
+            "next one: export and delete answered tasks, or link a new project",
+        )
+
+    def _warn(self, text: str) -> None:
+        log.warning("%s", text)
+        with self._guard:
+            self._report = replace(self._report, warnings=(*self._report.warnings, text))
+
+    def _tell(self, *, version: str | None = None, **more: int) -> None:
+        with self._guard:
+            counts = {name: getattr(self._report, name) + number for name, number in more.items()}
+            self._report = replace(self._report, version=version or self._report.version, **counts)
+
+    def _give_up(self, flight: Flight, reason: str) -> None:
+        self._flights.give_up(flight.image_id, flight.row, reason)
+        self._tell(given_up=1)
+
+    def _put_off(self, flight: Flight, reason: str) -> None:
+        self._flights.put_off(flight.image_id, flight.row, reason)
+        self._tell(later=1)
+
+    def _open(self) -> int:
+        return self._store.exchange.open_mark(self._link.id)[0]
