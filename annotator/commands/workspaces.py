@@ -46,6 +46,7 @@ class ExportFormat(StrEnum):
     parquet = "parquet"
     imagefolder = "imagefolder"
     ferplus = "ferplus"
+    labelstudio = "labelstudio"
 
 
 def register(app: typer.Typer) -> None:
@@ -152,7 +153,11 @@ def export(
 ) -> None:
     """Write the labels (and who said what) for training scripts and papers."""
     from annotator.export import export as write
+    from annotator.labelstudio.exporting import export_tasks
 
     with opened(ws) as (workspace, store), progress_bar("exporting") as progress:
-        count = write(workspace, store, target, format.value, progress=progress)
+        if format is ExportFormat.labelstudio:
+            count = export_tasks(workspace, store, target, progress)
+        else:
+            count = write(workspace, store, target, format.value, progress=progress)
     out.print(f"wrote {count} faces to {target}", markup=False)

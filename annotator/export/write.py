@@ -50,7 +50,7 @@ def export(
     if format == "ferplus":
         folders.check_ferplus_classes(classes)
     with moment(store.database) as now:
-        faces = _reported(now.faces(), now.count(), progress)
+        faces = reported(now.faces(), now.count(), progress)
         if format in _TABLES:
             return _TABLES[format](faces, out, classes, include == "answers")
         pictures = Pictures(workspace)
@@ -62,7 +62,8 @@ def export(
             pictures.close()
 
 
-def _reported(faces: Iterator[Face], total: int, progress: Progress | None) -> Iterator[Face]:
+def reported(faces: Iterator[Face], total: int, progress: Progress | None) -> Iterator[Face]:
+    """Yield `faces` and tell `progress` how many of `total` are done."""
     done = 0
     for done, face in enumerate(faces, 1):
         if progress is not None and done % _REPORT_EVERY == 0:

@@ -69,17 +69,24 @@ class Decisions(Labels):
             return self._store(connection, user, answer, classes, now or datetime.now(UTC))
 
     def submit_many(
-        self, answers: Sequence[tuple[User, Answer]], *, now: datetime | None = None
+        self,
+        answers: Sequence[tuple[User, Answer]],
+        *,
+        now: datetime | None = None,
+        given_at: Sequence[datetime] | None = None,
     ) -> list[Stored | AnnotatorError]:
         """Store several answers with one commit; a wrong one becomes its error and leaves the others alone.
+
+        `given_at` says when each was given, for those that were given earlier and elsewhere.
 
         Raises:
             WorkspaceError: the store could not be written; none was stored.
         """
-        at = now or datetime.now(UTC)
+        moment = now or datetime.now(UTC)
+        times = [min(at, moment) for at in given_at] if given_at is not None else [moment] * len(answers)
         outcomes: list[Stored | AnnotatorError] = []
         with self._database.write() as connection:
-            for user, answer in answers:
+            for (user, answer), at in zip(answers, times, strict=True):
                 try:
                     classes = check_answer(answer, self._taxonomy)
                     with connection.begin_nested():
