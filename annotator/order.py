@@ -57,6 +57,21 @@ class FaceOrder:
         found = np.flatnonzero(self.rows == row)
         return int(found[0]) if len(found) else None
 
+    def priority(self, position: int) -> float:
+        """Return a position as a number in (0, 1), the first lowest; faces that are imported behind it change none."""
+        scored = len(self.scores.order) if self.scores is not None else 0
+        if position < scored:
+            return (position + 1) / (scored + 2)
+        behind = position - scored
+        return (scored + 1 + behind / (behind + 1)) / (scored + 2)
+
+    def confidence(self, position: int) -> float:
+        """Return the highest class probability of an item, 1 where no model has read it."""
+        if self.scores is None or not self._scored(position) or self.scores.mode != "fast":
+            return 1.0
+        probs = self.scores.probs_of(int(self.rows[position]))
+        return 1.0 if probs is None else float(probs.max())
+
     def _scored(self, position: int) -> bool:
         return self.scores is not None and position < len(self.scores.order)
 
