@@ -46,12 +46,13 @@ def changed_tasks(
     since: datetime | None,
     *,
     fields: Sequence[str] = FIELDS,
-    page_size: int = PAGE,
+    page_size: int | None = None,
 ) -> Iterator[list[Task]]:
     """Yield pages of tasks that changed at `since` or later, ascending by time; the annotated ones with `since` None.
 
     Everything that changed before the last task of a page has been yielded with it. One request when there is nothing.
     """
+    page_size = page_size or PAGE
     always = [] if since is not None else [where.annotated()]
     low = since
     before: set[tuple[int, str]] = set()

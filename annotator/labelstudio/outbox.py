@@ -28,6 +28,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 900.0
 MAX_ATTEMPTS = 12
 """About an hour and a half of a server that answers others but not this."""
 _PULLS = 3
+_REPEATED = 409
 _LOCKED_OUT = (401, 403)
 
 
@@ -115,7 +116,9 @@ def _settle(linked: Linked, item: OutboxItem, intent: Intent, outcome: Outcome) 
 
 def _put_off(linked: Linked, item: OutboxItem, error: LabelStudioError | InputError) -> str:
     exchange = linked.store.exchange
-    if isinstance(error, UnreachableError) and (item.attempts + 1 < MAX_ATTEMPTS or not _answers(linked)):
+    # A 409 whose annotation was not found is as unclear as no answer.
+    unclear = isinstance(error, UnreachableError) or (isinstance(error, RefusedError) and error.status == _REPEATED)
+    if unclear and (item.attempts + 1 < MAX_ATTEMPTS or not _answers(linked)):
         exchange.retry_later(item.id, str(error), datetime.now(UTC) + _pause(item.attempts))
         return "later"
     log.warning("%s is put aside: %s", item.key, error)

@@ -89,7 +89,9 @@ def plan_pull(
 ) -> list[Planned]:
     """Return what a pass would store, and store nothing."""
     dry = _Pass(Linked.of(workspace, store, server, link), dry=True)
-    planned = [_planned(finding) for page in dry.pages(full=full) for batch in dry.judged(page) for finding in batch]
+    found = [finding for page in dry.pages(full=full) for batch in dry.judged(page) for finding in batch]
+    # The comparison of ids reads again what was not stored.
+    planned = [_planned(finding) for finding in {f.linked.ls_id: f for f in found}.values()]
     return planned + [Planned("in", "task gone", task_id, "", "", "") for task_id in dry.gone]
 
 
