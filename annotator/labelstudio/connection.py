@@ -48,7 +48,7 @@ class Connection:
         self._api_error = ApiError
         self._http = httpx.Client(timeout=timeout)
         try:
-            self._sdk = LabelStudio(base_url=self.url, api_key=api_key, httpx_client=self._http, max_retries=0)
+            self._sdk = LabelStudio(base_url=f"{self.url}/", api_key=api_key, httpx_client=self._http, max_retries=0)
         except ApiError as error:
             raise InputError(f"the API key for {self.url} cannot be used: {self._detail(error.body)}") from None
 

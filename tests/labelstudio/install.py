@@ -128,12 +128,20 @@ def install() -> None:
             return
         print(f"installing Label Studio {VERSION} for the tests into {place} (1 GB, two minutes)", flush=True)
         partial = place.with_name(f".{place.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", partial], check=True)
-        pip = [partial / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, f"label-studio=={VERSION}"], check=True)
-        migrate(partial, partial / "template", free_port())
-        partial.rename(place)
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        try:
+            _fill(partial)
+            partial.rename(place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(environment: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if subprocess.run([*pip, f"label-studio=={VERSION}"]).returncode:
+        raise RuntimeError("pip could not get it")
+    migrate(environment, environment / "template", free_port())
 
 
 def free_port() -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 
 import httpx
+import jwt
 import pytest
 
 from annotator.errors import InputError, RefusedError, UnreachableError
@@ -251,6 +252,25 @@ def test_a_wrong_key_is_refused_and_not_repeated_in_the_message(studio: Studio) 
     assert refused.value.status == 401
     assert key not in str(refused.value)
     assert key not in repr(server)
+
+
+@pytest.mark.filterwarnings("ignore:The `parse_obj` method:DeprecationWarning")
+def test_a_personal_access_token_opens_it_too(studio: Studio, people: People, project_id: int) -> None:
+    token = studio.personal_token(people.ann)
+    with Server(studio.url, token) as server:
+        assert server.tasks(project_id, include=("id",)) == ([], 0)  # by a request of ours
+        assert server.whoami()["email"] == people.ann.email  # and by one of the SDK's
+    with Server(studio.url, f"{token[:-4]}AAAA") as server:
+        for ask in (server.whoami, lambda: server.tasks(project_id, include=("id",))):
+            with pytest.raises(RefusedError) as refused:
+                ask()
+            assert refused.value.status == 401
+            assert token[:20] not in str(refused.value)
+
+
+def test_a_token_that_has_expired_is_an_input_error(studio: Studio) -> None:
+    with pytest.raises(InputError, match="expired"):
+        Server(studio.url, jwt.encode({"exp": 1000, "token_type": "refresh"}, "0" * 40))
 
 
 def test_an_address_that_is_none_is_an_input_error() -> None:
