@@ -214,13 +214,13 @@ class BackendHealth(BaseModel):
 
 
 class BackendSetup(BaseModel):
-    """The model version of the predictions to expect, null before the first model."""
+    """The model version that predictions bear."""
 
-    model_version: str | None
+    model_version: str
 
 
 class BackendVersions(BaseModel):
-    """Model versions that predictions may bear."""
+    """The model versions that predictions bear."""
 
     versions: list[str]
 

@@ -55,7 +55,7 @@ def health(services: ServicesDep) -> BackendHealth:
 
 @router.post("/setup", openapi_extra=_takes("the project that asks"))
 async def setup(request: Request, link: LinkDep, services: ServicesDep) -> BackendSetup:
-    """Name the model version of the predictions. Of the body only the project is read; its token is not kept."""
+    """Name the model version that predictions bear. Of the body only the project is read; its token is not kept."""
     project = str((await _body(request)).get("project") or link.project_id).partition(".")[0]
     if project != str(link.project_id):
         raise ConflictError(f"this workspace is linked to project {link.project_id}, not to the one that asks")
@@ -64,8 +64,8 @@ async def setup(request: Request, link: LinkDep, services: ServicesDep) -> Backe
 
 @router.get("/versions")
 def versions(link: LinkDep, services: ServicesDep) -> BackendVersions:
-    """List the model versions that predictions may bear now, the one that the project shows first."""
-    return BackendVersions(versions=services.backend.versions(link))
+    """List the model versions that predictions bear: one, that which the project shows."""
+    return BackendVersions(versions=[services.backend.model_version(link)])
 
 
 @router.post("/predict", response_model=BackendPredictions, openapi_extra=_takes("tasks, and the project that asks"))

@@ -7,9 +7,9 @@ connected, and no prediction bears that). Each request stores what comes under t
 every task chosen that has no prediction of the version that `/setup` named just before. So a backend that names its
 newest generation fills the project with predictions that nobody sees, again with every generation.
 
-Therefore the version named is the one that the project shows, and a task whose prediction is known to be there gets
-that same one again, whatever has been learned since; the sync brings the newer ones to all tasks before the project's
-version moves. Only a task without a confirmed prediction gets the current scores, under their own version.
+Therefore every answer bears the version that the project shows, whatever has been learned since: the sync brings a
+newer one to all tasks before the project's version moves. A task whose prediction is known to be there gets that same
+one again. Until the project shows a version of ours, it is that of the current scores.
 """
 
 from collections import defaultdict
@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.labelstudio.controls import Mapping
-from annotator.labelstudio.results import prediction
+from annotator.labelstudio.predicting import Predictor
+from annotator.labelstudio.refresh import base
+from annotator.labelstudio.wanted import LAST, UNREAD
 from annotator.order import FaceOrder
 from annotator.store import LabelStore
 from annotator.store.exchange_records import Link, LinkedTask, Shown
-from annotator.taxonomy import Taxonomy
 
-NOT_OURS = "not a task of this workspace"
 _NAMED = 5
 
 
@@ -41,6 +40,11 @@ class Predicted:
 
     results: list[dict[str, Any] | list[Any]] = field(default_factory=list)
     left_out: dict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
+
+    def leave_out(self, task_id: object, reason: str) -> None:
+        """Answer the next task with no prediction."""
+        self.left_out[reason].append(task_id)
+        self.results.append([])
 
     def reasons(self) -> str:
         """Say which tasks got no prediction and why, in one line; empty when every task got one."""
@@ -61,19 +65,13 @@ class Backend:
     """
 
     def __init__(self, store: LabelStore, order: Callable[[], FaceOrder]) -> None:
-        self._taxonomy = store.workspace.settings.taxonomy
         self._store = store
         self._order = order
         self._ranked: tuple[FaceOrder, NDArray[np.int64]] | None = None
 
-    def model_version(self, link: Link) -> str | None:
-        """Return the version that the project shows; before it shows any, that of the current scores, if any."""
-        return link.model_version or self._order().model_version
-
-    def versions(self, link: Link) -> list[str]:
-        """Return the versions that predictions may bear now, the one that the project shows first."""
-        found = (link.model_version, self._order().model_version)
-        return list(dict.fromkeys(version for version in found if version is not None))
+    def model_version(self, link: Link) -> str:
+        """Return the version that all predictions bear."""
+        return _version(link, self._order())
 
     def predict(self, link: Link, project: object, tasks: Sequence[object]) -> Predicted:
         """Return what is known of tasks, as Label Studio wrote them down.
@@ -86,22 +84,23 @@ class Backend:
         answer = Predicted()
         ids = [_id_of(task) for task in tasks]
         if not _is_linked(project, link):
-            answer.left_out[f"not of the linked project {link.project_id}"] = list(ids)
-            answer.results = [[] for _ in ids]
+            for task_id in ids:
+                answer.leave_out(task_id, f"not of the linked project {link.project_id}")
             return answer
         known = self._store.exchange.tasks_by_id(link.id, {i for i in ids if i is not None})
         order, places = self._ranks()
         place_of = self._places(places, [task.row for task in known.values()])
-        mapping = Mapping.from_dict(link.settings["mapping"])
-        say = _Sayer(order, mapping, self._taxonomy, link.settings.get("order") == "confidence")
+        predictor, version = Predictor(self._store.workspace, link), _version(link, order)
+        by_confidence = link.settings.get("order") == "confidence"
         for task_id in ids:
             task = known.get(task_id) if task_id is not None else None
-            reason = _refused(task, order)
-            if task is None or reason is not None:
-                answer.left_out[reason or NOT_OURS].append(task_id)
-                answer.results.append([])
-            else:
-                answer.results.append(say.prediction(task, place_of[task.row]))
+            place = place_of[task.row] if task is not None else None
+            shown = _shown(task, order, place, version)
+            if isinstance(shown, str):
+                answer.leave_out(task_id, shown)
+                continue
+            score = _score(order, place, by_confidence=by_confidence)
+            answer.results.append(predictor.say(shown, score, version))
         return answer
 
     def _ranks(self) -> tuple[FaceOrder, NDArray[np.int64]]:
@@ -122,40 +121,6 @@ class Backend:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Sayer:
-    """Puts what is known of a task into a prediction."""
-
-    order: FaceOrder
-    mapping: Mapping
-    taxonomy: Taxonomy
-    by_confidence: bool
-
-    def prediction(self, task: LinkedTask, place: int | None) -> dict[str, Any]:
-        shown, version = self._shown(task, place)
-        score = (place + 1) / (len(self.order.rows) + 1) if place is not None else 1.0
-        if self.by_confidence:
-            score = max((float(c["prob"]) for c in shown.candidates), default=1.0)
-        return prediction(
-            self.mapping,
-            self.taxonomy,
-            candidates=shown.candidates,
-            score=score,
-            model_version=version,
-            blind=shown.blind,
-        )
-
-    def _shown(self, task: LinkedTask, place: int | None) -> tuple[Shown, str]:
-        """Return what to suggest and its version: what the project is known to show, else what the order says."""
-        if task.shown is not None and task.model_version is not None:
-            return task.shown, task.model_version
-        version = self.order.model_version or ""
-        if place is None:
-            return Shown(model_version=version), version
-        order = self.order
-        return Shown(order.arm(place), version, order.blind(place), order.candidates(place)), version
-
-
 def _id_of(task: object) -> int | None:
     task_id = task.get("id") if isinstance(task, dict) else None
     return task_id if type(task_id) is int and 0 < task_id < 2**63 else None
@@ -166,14 +131,31 @@ def _is_linked(project: object, link: Link) -> bool:
     return project is None or str(project).partition(".")[0] == str(link.project_id)
 
 
-def _refused(task: LinkedTask | None, order: FaceOrder) -> str | None:
+def _version(link: Link, order: FaceOrder) -> str:
+    return link.model_version or order.model_version or UNREAD
+
+
+def _shown(task: LinkedTask | None, order: FaceOrder, place: int | None, version: str) -> Shown | str:
+    """Return what a prediction of `version` shows: what is known to be there, else what the order says; or why not."""
     if task is None:
-        return NOT_OURS
+        return "not a task of this workspace"
     if task.state != "open":
         return f"a task that is {task.state}"
-    if task.model_version is None and order.model_version is None:
-        return "no model has read the faces yet"
-    return None
+    if task.shown is not None and task.model_version == version:
+        return task.shown
+    if base(version) != (order.model_version or UNREAD):  # the project shows an older one
+        return f"no prediction of {version} is kept for it, the sync brings the next"
+    if place is None:
+        return Shown()
+    # What was asked blind stays blind.
+    blind = order.blind(place) or (task.shown is not None and task.shown.blind)
+    return Shown(order.arm(place), version, blind, () if blind else order.candidates(place))
+
+
+def _score(order: FaceOrder, place: int | None, *, by_confidence: bool) -> float:
+    if place is None:
+        return LAST
+    return order.confidence(place) if by_confidence else order.priority(place)
 
 
 def _place(places: NDArray[np.int64], row: int) -> int | None:
