@@ -1,6 +1,7 @@
 """A task's picture is found by id or by where it is; between two faces nothing is guessed."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -9,7 +10,9 @@ import pytest
 
 from annotator.labelstudio.matching import ImageIndex, match
 from annotator.records import NewImage
+from annotator.settings import Workspace
 from annotator.store import LabelStore
+from annotator.taxonomy import FERPLUS
 from tests.conftest import new_image
 
 
@@ -29,9 +32,21 @@ FACES = (
 """Rows 0 to 6, in the folder /data/faces."""
 
 
-@pytest.fixture
-def index(sqlite_store: LabelStore) -> ImageIndex:
-    images = sqlite_store.images
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStore]:
+    """Make a workspace with a folder, a zip, a photo of two faces, copies, and what cannot be used."""
+    with LabelStore.open(Workspace.create(tmp_path_factory.mktemp("matching") / "ws", FERPLUS)) as store:
+        _fill(store)
+        yield store
+
+
+@pytest.fixture(scope="module")
+def index(filled: LabelStore) -> ImageIndex:
+    return ImageIndex(filled)
+
+
+def _fill(store: LabelStore) -> None:
+    images = store.images
     folder = images.register_source("/data/faces", "folder", "folder")
     images.add(folder, [at(path) for path in FACES], "none")
     archive = images.register_source("/data/more/ferplus.zip", "zip", "ferplus")
@@ -45,7 +60,6 @@ def index(sqlite_store: LabelStore) -> ImageIndex:
     old = images.add(folder, [at("changed.png", content_hash="before")], "none")  # row 14
     images.quarantine(old[0].row, "its picture changed")
     images.add(folder, [at("changed.png", content_hash="after")], "none")  # row 15
-    return ImageIndex(sqlite_store)
 
 
 def local(path: str) -> str:
@@ -116,8 +130,8 @@ def test_a_task_without_a_picture(index: ImageIndex, data: object) -> None:
     assert isinstance(index.find(data), str)
 
 
-def test_an_image_id_names_one_of_several_faces(index: ImageIndex, sqlite_store: LabelStore) -> None:
-    records = sqlite_store.images.by_rows(range(16))
+def test_an_image_id_names_one_of_several_faces(index: ImageIndex, filled: LabelStore) -> None:
+    records = filled.images.by_rows(range(16))
     for record in records:
         found = index.find({"image": "data:,", "image_id": record.image_id})
         assert found == record.row if record.state == "active" else "is quarantined" in str(found)
