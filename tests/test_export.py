@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 
 from annotator import taxonomy
+from annotator.commands.workspaces import ExportFormat
+from annotator.commands.workspaces import export as write_command
 from annotator.errors import InputError, NotFoundError
 from annotator.export import FORMATS, export
 from annotator.ingest.importer import run_import
+from annotator.labelstudio.exporting import export_tasks
 from annotator.records import Answer, User
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -377,3 +380,33 @@ def test_jpegs_become_png_for_ferplus_and_stay_jpeg_elsewhere(sqlite_store: Labe
         with Image.open(io.BytesIO(copied.read_bytes())) as original:
             assert made.tobytes() == original.tobytes()
     shutil.rmtree(root)
+
+
+def test_the_command_writes_label_studios_json(answered: LabelStore, tmp_path: Path) -> None:
+    write_command(answered.workspace.root, tmp_path / "x.json", ExportFormat.labelstudio)
+    tasks = json.loads((tmp_path / "x.json").read_text("utf-8"))
+    told = [(a["annotator"], len(a["result"]), a["was_cancelled"]) for task in tasks for a in task["annotations"]]
+    assert len(tasks) == 9
+    assert told == [
+        ("ann", 3, False),
+        ("=bob", 2, False),
+        ("ann", 3, False),
+        ("ann", 2, False),
+        ("ann", 3, False),
+        ("=bob", 2, False),
+        ("ann", 3, False),
+        ("ann", 0, True),
+        ("=bob", 2, False),
+        ("=bob", 2, False),
+    ]
+    assert not any("completed_by" in a for task in tasks for a in task["annotations"])
+    assert (tmp_path / "x.config.xml").read_text("utf-8").startswith("<View>")
+
+
+def test_label_studios_json_that_fails_leaves_nothing(answered: LabelStore, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int, note: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_tasks(answered.workspace, answered, tmp_path / "x.json", interrupt)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["faces", "ws"]
