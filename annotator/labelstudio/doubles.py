@@ -1,7 +1,8 @@
 """Tasks that the link does not know, but that name one of our images: the same import that arrived twice.
 
 A push whose answer was lost may be carried out after it was looked for. Somebody may have answered the copy meanwhile,
-and that answer is as good as any: the copy is linked to the face.
+and that answer is as good as any: the copy is linked to the face. A task whose own push is still under way is left to
+the push.
 """
 
 from collections.abc import Collection
@@ -32,8 +33,9 @@ def find_doubles(linked: Linked, unknown: Collection[int]) -> dict[int, LinkedTa
                 rows[int(task["id"])] = row
         first = linked.store.exchange.tasks_of_rows(linked.link.id, rows.values())
         for task_id, row in rows.items():
-            if row in first:
-                found[task_id] = replace(first[row][0], task_id=task_id, state="open", picture=None)
+            live = next((task for task in first.get(row, ()) if task.state in ("open", "answered")), None)
+            if live is not None:
+                found[task_id] = replace(live, task_id=task_id, state="open", picture=None)
     return found
 
 

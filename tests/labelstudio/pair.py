@@ -138,11 +138,15 @@ class Pair:
         return wrong + self._missing({a.annotation_id for a in known.values() if _live(a.state)})
 
     def _missing(self, sent: set[int | None]) -> list[str]:
+        """Name what was said here since the asking and is not there; unasked faces are nobody's business."""
         named = {name.casefold() for name in self.link.settings["users"].values()}
+        tasks = self.store.exchange.tasks_by_id(self.link.id, self.tasks)
+        asked = {i: tasks[t] for i, t in enumerate(self.tasks) if t in tasks and tasks[t].state in ("open", "answered")}
         wrong = []
-        for face in range(len(self.faces)):
+        for face, task in asked.items():
             for own in voices([a for a in self.standing(face) if a.kind in COUNTING]).values():
-                wrong += [f"{a.id} here is not there" for a in own if a.user_name in named and a.id not in sent]
+                due = [a for a in own if a.user_name in named and a.seq > task.since_seq]
+                wrong += [f"{a.id} here is not there" for a in due if a.id not in sent]
         return wrong
 
 
