@@ -140,8 +140,6 @@ class QueueView(QueueState):
     def _wanted(self, order: FaceOrder, position: int, image: ImageRecord) -> Wanted:
         # What colleagues said is for reviewers alone: a second opinion is independent of the first.
         show_given = not self.book.answered_seq[image.row]
-        read = order.scores if order.model_version_of(position) is not None else None
-        probs = read.probs_of(image.row) if read is not None and read.mode == "fast" else None
         return Wanted(
             image=image,
             arm=order.arm(position),
@@ -149,16 +147,7 @@ class QueueView(QueueState):
             candidates=order.candidates(position),
             blind=order.blind(position),
             model_version=order.model_version_of(position),
-            priority=_priority(order, position),
-            confidence=LAST if probs is None else float(probs.max()),
+            priority=order.priority(position),
+            confidence=order.confidence(position),
             asked_at=self.book.seq,
         )
-
-
-def _priority(order: FaceOrder, position: int) -> float:
-    """Return a position as a number in [0, 1) that stays the same when faces are imported behind the order."""
-    scored = len(order.scores.order) if order.scores is not None else 0
-    if position < scored:
-        return (position + 1) / (scored + 2)
-    behind = position - scored
-    return (scored + 1 + behind / (behind + 1)) / (scored + 2)
