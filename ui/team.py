@@ -8,7 +8,7 @@ from annotator.records import User
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from ui.history import History, Person
-from ui.tables import section
+from ui.tables import ago, section
 
 REFRESH_SECONDS = 5.0
 SEES_ALL = frozenset({"reviewer", "admin"})
@@ -60,15 +60,4 @@ def _state(user: User) -> str:
 def _line(person: Person, name: str, now: datetime) -> tuple[str, ...]:
     seconds = "–" if person.seconds is None else f"{person.seconds:.1f}"
     counts = (person.skips, person.flags, person.undone, person.late)
-    return (name, f"{person.answers:,}", f"{person.today:,}", seconds, *map(str, counts), _ago(person.last, now))
-
-
-def _ago(then: datetime, now: datetime) -> str:
-    minutes = int((now - then).total_seconds() // 60)
-    if minutes < 1:
-        return "just now"
-    if minutes < 60:
-        return f"{minutes} min ago"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h ago"
-    return f"{then.astimezone(now.tzinfo):%d %b %Y}"
+    return (name, f"{person.answers:,}", f"{person.today:,}", seconds, *map(str, counts), ago(person.last, now))
