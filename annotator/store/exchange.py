@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -34,6 +35,7 @@ from annotator.store.tables import exchange_outbox as outbox
 from annotator.store.tables import exchange_tasks as tasks
 
 _CHUNK = 500
+_WINDOW = 5_000
 _CHANGEABLE = frozenset(c.name for c in links.c) - {"id", "linked_at", "active"}
 
 
@@ -146,24 +148,19 @@ class Exchange(LinkedTasks, LinkedAnswers, Outbox):
     def touched_rows(self, link_id: int, after_seq: int, upto_seq: int, limit: int) -> dict[int, int]:
         """Return the rows of tasks whose face got annotations above `after_seq` and up to `upto_seq`.
 
-        In the order of the first such annotation, whose seq is the value: when `limit` rows come, everything up to the
-        last value is covered.
+        In the order of the first such annotation, whose seq is the value: when `limit` rows come, everything below the
+        last value is covered (copies of a face share their seq).
         """
-        said, head, task_image = annotations.alias(), images.alias(), images.alias()
-        first = func.min(said.c.seq)
-        query = (
-            select(tasks.c.row, first)
-            .select_from(said)
-            .join(head, head.c.row == said.c.row)
-            .join(task_image, task_image.c.group_row == head.c.group_row)
-            .join(tasks, tasks.c.row == task_image.c.row)
-            .where(tasks.c.link_id == link_id, said.c.seq > after_seq, said.c.seq <= upto_seq)
-            .group_by(tasks.c.row)
-            .order_by(first, tasks.c.row)
-            .limit(limit)
-        )
+        found: dict[int, int] = {}
         with self._database.read() as connection:
-            return {int(row): int(seq) for row, seq in connection.execute(query)}
+            # Window by window: a page costs what it reads, however much comes behind it.
+            for start in range(after_seq, upto_seq, _WINDOW):
+                stop = min(start + _WINDOW, upto_seq)
+                fresh = _touched(connection, link_id, start, stop, limit + len(found))
+                found |= {row: seq for row, seq in fresh if row not in found}
+                if len(found) >= limit:
+                    break
+        return dict(islice(found.items(), limit))
 
     def counts(self, link_id: int) -> dict[str, dict[str, int]]:
         """Return how many tasks, answers and outbox items there are, by state; every state is named."""
@@ -178,6 +175,22 @@ class Exchange(LinkedTasks, LinkedAnswers, Outbox):
                 numbers = {str(state): int(number) for state, number in connection.execute(query)}
                 found[name] = dict.fromkeys(states, 0) | numbers
         return found
+
+
+def _touched(connection: Connection, link_id: int, after: int, upto: int, limit: int) -> list[tuple[int, int]]:
+    said, asked = images.alias(), images.alias()
+    first = func.min(annotations.c.seq)
+    query = (
+        select(tasks.c.row, first)
+        .select_from(annotations)
+        .join(said, said.c.row == annotations.c.row)
+        .join(asked, asked.c.group_row == said.c.group_row)
+        .join(tasks, tasks.c.row == asked.c.row)
+        .where(tasks.c.link_id == link_id, annotations.c.seq > after, annotations.c.seq <= upto)
+        .group_by(tasks.c.row)
+        .order_by(first, tasks.c.row)
+    )
+    return [(int(row), int(seq)) for row, seq in connection.execute(query.limit(limit))]
 
 
 def _standing(connection: Connection, rows: Sequence[int]) -> dict[int, list[Annotation]]:

@@ -223,9 +223,11 @@ def test_what_stands_is_told_for_faces_and_their_copies(
     assert store.exchange.standing([3, 0, 2]) == {0: [on_copy, skip], 3: [on_copy, skip]}
 
 
+@pytest.mark.parametrize("window", [1, 2, 5_000])
 def test_rows_with_tasks_that_got_answers_are_told_in_order(
-    store: LabelStore, images: list[ImageRecord], ann: User, link: Link
+    store: LabelStore, images: list[ImageRecord], ann: User, link: Link, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("annotator.store.exchange._WINDOW", window)
     exchange = store.exchange
     for number, image in enumerate((images[2], images[3], images[2], images[1])):
         store.decisions.submit(ann, Answer(f"c-{number}", image.image_id, "label", ("fear",)))

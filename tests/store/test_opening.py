@@ -137,6 +137,36 @@ def test_an_older_database_is_backed_up_and_upgraded(workspace: Workspace, monke
         assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == (before,)
 
 
+@pytest.mark.parametrize("server", [False, True])
+def test_answers_from_before_links_stay_as_they_are(
+    workspace: Workspace, server: bool, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("database_of_its_own") if server else workspace.database_url
+    database = Database(url, workspace.root / "write.lock")
+    lock, backups = workspace.root / "store.lock", workspace.root / "backups"
+    migrate.upgrade(database, lock, backups, revision="0002")
+    no = "0" if database.is_sqlite else "false"
+    with database.write() as connection:
+        for statement in (
+            "INSERT INTO sources (id, root, kind, format, registered_at) VALUES (1, '/f', 'folder', 'folder', '2026-03-01')",
+            "INSERT INTO images (row, image_id, source_id, path, crop, group_row, split, state, width, height, "
+            "media_type, file_bytes, file_stamp, reserved) "
+            f"VALUES (0, 'face', 1, 'a.png', '', 0, 'pool', 'active', 1, 1, 'image/png', 1, 1, {no})",
+            "INSERT INTO annotations (id, seq, client_id, row, kind, classes, taxonomy_version, source, late, "
+            "duplicate, mismatch, blind, adjudicates, suggestions, created_at) VALUES "
+            f"(1, 1, 'a', 0, 'unusable', '[]', 1, 'import', {no}, {no}, {no}, {no}, {no}, '[]', '2026-03-01')",
+        ):
+            connection.execute(text(statement))
+    before = health.missing_triggers(database)
+    migrate.upgrade(database, lock, backups)
+    with database.read() as connection:
+        assert connection.execute(text("SELECT id, beside FROM annotations")).all() == [(1, False)]
+    assert before == health.missing_triggers(database) == []
+    with pytest.raises(DatabaseError, match="append-only"), database.write() as connection:
+        connection.execute(text("UPDATE annotations SET beside = NOT beside"))
+    database.close()
+
+
 def test_a_newer_database_is_refused_and_left_alone(store: LabelStore) -> None:
     with store.database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
