@@ -37,7 +37,8 @@ def write_tiny_yunet(path: Path) -> Path:
             weights.append(_tensor(f"{head}_w", [count, 3, 1, 1], struct.pack(f"<{len(flat)}f", *flat), _FLOAT))
             weights.append(_tensor(f"{head}_b", [count], struct.pack(f"<{count}f", *bias), _FLOAT))
             weights.append(_tensor(f"{head}_s", [3], struct.pack("<3q", 1, -1, count), _INT64))
-            nodes.append(_node("Conv", [f"cells_{stride}", f"{head}_w", f"{head}_b"], f"{head}_map", {"kernel_shape": [1, 1]}))
+            inputs, single = [f"cells_{stride}", f"{head}_w", f"{head}_b"], {"kernel_shape": [1, 1]}
+            nodes.append(_node("Conv", inputs, f"{head}_map", single))
             nodes.append(_node("Transpose", [f"{head}_map"], f"{head}_last", {"perm": [0, 2, 3, 1]}))
             nodes.append(_node("Reshape", [f"{head}_last", f"{head}_s"], head, {}))
             outputs.append(_value(head, [1, (320 // stride) ** 2, count]))
