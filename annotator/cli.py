@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from annotator.commands import labeling, learning, people, simulating, upkeep, workspaces
+from annotator.commands import labeling, learning, people, simulating, sync, upkeep, workspaces
 from annotator.commands.console import err
 from annotator.errors import AnnotatorError, LearnerError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 for commands in (workspaces, labeling, learning, simulating, upkeep):
     commands.register(app)
 app.add_typer(people.app, name="users")
+app.add_typer(sync.app, name="sync")
 
 # Typer carries its own copy of click; this class of it has no public name of its own.
 _UsageError: Any = typer.BadParameter.__mro__[2]

@@ -55,6 +55,17 @@ class FileReport:
     left_out_path: Path | None = None
     problems: list[str] = field(default_factory=list)
 
+    def summary(self) -> str:
+        """Return a few lines for people."""
+        lines = [
+            f"{self.stored} answers stored, {self.known} were here already, of {self.annotations} annotations in "
+            f"{self.tasks} tasks ({self.unmatched} tasks show no face of this workspace)"
+        ]
+        lines += [f"left out: {number} because {why}" for why, number in self.left_out.most_common()]
+        if self.left_out_path is not None:
+            lines.append(f"each of them with its reason: {self.left_out_path}")
+        return "\n".join([*lines, *self.problems])
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         return {

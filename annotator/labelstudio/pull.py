@@ -56,6 +56,18 @@ class PullReport:
         """How many annotations came in, changed or went."""
         return self.new + self.edited + self.deleted + self.conflict
 
+    def summary(self) -> str:
+        """Return it as a few words."""
+        counts = {
+            "new": self.new,
+            "changed": self.edited,
+            "deleted": self.deleted,
+            "in conflict": self.conflict,
+            "quarantined": self.quarantined,
+            "tasks gone": self.gone,
+        }
+        return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "nothing new"
+
 
 def pull(
     workspace: Workspace,

@@ -48,6 +48,10 @@ class PushReport:
     version: str | None = None
     warnings: tuple[str, ...] = ()
 
+    def __bool__(self) -> bool:
+        """Tell whether anything was done or is to be said."""
+        return self != PushReport(version=self.version)
+
     def summary(self) -> str:
         """Return it as one sentence, and the warnings behind it."""
         counts = {

@@ -44,14 +44,6 @@ class News:
 
     def summary(self) -> str:
         """Return it as one sentence."""
-        came = {
-            "new": self.pulled.new,
-            "changed": self.pulled.edited,
-            "deleted": self.pulled.deleted,
-            "in conflict": self.pulled.conflict,
-            "quarantined": self.pulled.quarantined,
-            "tasks gone": self.pulled.gone,
-        }
         went = {
             "made": self.sent.annotate,
             "changed": self.sent.edit,
@@ -59,7 +51,8 @@ class News:
             "to try again": self.sent.later + self.sent.moved,
             "given up": self.sent.dead,
         }
-        return f"in: {_counted(came)}; out: {_counted(went)}"
+        sent = ", ".join(f"{number} {what}" for what, number in went.items() if number) or "nothing new"
+        return f"in: {self.pulled.summary()}; out: {sent}"
 
 
 def sync_once(
@@ -97,7 +90,3 @@ def _send(workspace: Workspace, store: LabelStore, server: Server, link: Link) -
 def _sum(one: T, other: T) -> T:
     more = asdict(other)
     return replace(one, **{name: value + more[name] for name, value in asdict(one).items()})
-
-
-def _counted(numbers: dict[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in numbers.items() if number) or "nothing"

@@ -1,4 +1,4 @@
-"""`annotator up`: the page and the learner as two processes, each started again when it dies."""
+"""`annotator up`: the page, the learner and the sync as processes, each started again when it dies."""
 
 import json
 import logging
@@ -8,9 +8,11 @@ import threading
 import time
 from types import FrameType
 
-from annotator.errors import WorkspaceError
+from annotator.errors import InputError, WorkspaceError
+from annotator.labelstudio.credentials import api_key
 from annotator.loop.processes import start_child, stop_child
 from annotator.settings import Workspace
+from annotator.store import LabelStore
 
 log = logging.getLogger(__name__)
 
@@ -20,15 +22,18 @@ STEADY_SECONDS = 30.0
 """A child that lived this long starts again at once; one that dies sooner waits longer every time."""
 MAX_PAUSE_SECONDS = 10.0
 GRACE_SECONDS = 15.0
+REFUSED_PAUSE_SECONDS = 60.0
+"""When a child that others can do without is tried again after it has refused to run."""
 
 
 class _Worker:
-    """One supervised child."""
+    """One supervised child. Labeling goes on without one that is not `needed`, whatever it refuses."""
 
-    def __init__(self, name: str, arguments: list[str], nice: int) -> None:
+    def __init__(self, name: str, arguments: list[str], nice: int, *, needed: bool = True) -> None:
         self.name = name
         self._arguments = arguments
         self._nice = nice
+        self._needed = needed
         self._pause = 0.0
         self._due = 0.0
         self._started = 0.0
@@ -48,7 +53,8 @@ class _Worker:
             return None
         self._child = None
         if code == REFUSED:
-            return code
+            self._due = time.monotonic() + REFUSED_PAUSE_SECONDS
+            return code if self._needed else None
         steady = time.monotonic() - self._started >= STEADY_SECONDS
         self._pause = 0.0 if steady else min(MAX_PAUSE_SECONDS, max(0.25, self._pause * 2))
         self._due = time.monotonic() + self._pause
@@ -67,7 +73,7 @@ class _Worker:
 
 
 def supervise(workspace: Workspace, host: str | None, port: int | None) -> None:
-    """Run the page and the learner until a signal to stop arrives.
+    """Run the page, the learner and the sync until a signal to stop arrives.
 
     Raises:
         WorkspaceError: a child refused to run (another server holds the workspace or the port, a wrong setting).
@@ -75,7 +81,7 @@ def supervise(workspace: Workspace, host: str | None, port: int | None) -> None:
     root = str(workspace.root)
     serve = ["serve", root, *(["--host", host] if host is not None else [])]
     page = _Worker("the page", [*serve, *(["--port", str(port)] if port is not None else [])], nice=0)
-    workers = [page, _Worker("the learner", ["learn", root], nice=10)]
+    workers = [page, _Worker("the learner", ["learn", root], nice=10), *_sync(workspace)]
     stopping = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -99,6 +105,21 @@ def supervise(workspace: Workspace, host: str | None, port: int | None) -> None:
             worker.stop()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _sync(workspace: Workspace) -> list[_Worker]:
+    """Return the sync of a workspace that is linked to a project, if there is a key for it."""
+    with LabelStore.open(workspace) as store:
+        link = store.exchange.link()
+    if link is None:
+        return []
+    try:
+        api_key(link.url)
+    except InputError as error:
+        log.warning("answers do not go to and from Label Studio: %s", error)
+        return []
+    watch = ["sync", str(workspace.root), "labelstudio", "watch"]
+    return [_Worker("the sync with Label Studio", watch, nice=5, needed=False)]
 
 
 def _announce(workspace: Workspace, began: float) -> int | None:
