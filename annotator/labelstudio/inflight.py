@@ -156,29 +156,29 @@ class Flights:
         """
         by_image = {flight.image_id: flight for flight in flights}
         new = self._unknown(after)
-        found: set[str] = set()
+        found = self._landed(after, flights)
         copies: list[int] = []
         for task in sorted(new, key=lambda t: (-_answers(t), int(t["id"]))):
             image_id, task_id = task["data"].get(IMAGE_ID), int(task["id"])
             flight = by_image.get(image_id) if isinstance(image_id, str) else None
-            if flight is not None and flight.key not in found and not self._open_elsewhere(flight.row, after):
+            if flight is not None and flight.key not in found:
                 self._exchange.put_tasks(self._link.id, [flight.task(task_id)])
                 found.add(flight.key)
             elif isinstance(image_id, str):
                 copies += self._copy(task_id, image_id, _answers(task), after)
-                found |= {flight.key} if flight is not None else set()
         delete_unanswered(self._server, self._link, copies)
         return found
 
+    def _landed(self, after: int, flights: Collection[Flight]) -> set[str]:
+        """Return the keys of faces whose task above `after` is known already: the crash came right behind it."""
+        tasks = self._exchange.tasks_of_rows(self._link.id, [flight.row for flight in flights])
+        return {flight.key for flight in flights if any(t.task_id > after for t in tasks.get(flight.row, ()))}
+
     def _unknown(self, after: int) -> list[dict[str, Any]]:
         include = ("id", "data", *_ANNOTATED)
-        tasks = patiently(lambda: list(self._server.iter_tasks(self._link.project_id, include=include, after=after)))
+        tasks = list(self._server.iter_tasks(self._link.project_id, include=include, after=after))
         known = self._exchange.tasks_by_id(self._link.id, [int(task["id"]) for task in tasks])
         return [task for task in tasks if int(task["id"]) not in known]
-
-    def _open_elsewhere(self, row: int, after: int) -> bool:
-        tasks = self._exchange.tasks_of_rows(self._link.id, [row]).get(row, [])
-        return any(task.state == "open" or task.task_id > after for task in tasks)
 
     def _copy(self, task_id: int, image_id: str, answers: int, after: int) -> list[int]:
         """Deal with a task of one of our images that is not on its way; return it when it may be deleted."""

@@ -52,7 +52,9 @@ class Placing:
 
 
 class TaskPictures(Protocol):
-    """Brings pictures to where Label Studio finds them."""
+    """Brings pictures to where Label Studio finds them; `by_themselves` where the server has no part in it."""
+
+    by_themselves: bool
 
     def place(self, images: Sequence[ImageRecord], *, search: bool) -> Placing:
         """Place the pictures of images; with `search`, some may be there already."""
@@ -76,6 +78,8 @@ def task_pictures(link: Link, server: Server, faces: FacePictures) -> TaskPictur
 class Uploads:
     """Pictures in Label Studio's own storage."""
 
+    by_themselves = False
+
     def __init__(self, server: Server, project_id: int, faces: FacePictures) -> None:
         self._server, self._project_id, self._faces = server, project_id, faces
         self._known: dict[str, Placed] | None = None
@@ -83,7 +87,7 @@ class Uploads:
     def place(self, images: Sequence[ImageRecord], *, search: bool) -> Placing:
         """Upload the pictures of images, many in one request."""
         placing = Placing()
-        known = self._there() if search or self._known is not None else {}
+        known = patiently(self._there) if search or self._known is not None else {}
         placing.placed = {image.image_id: known[image.image_id] for image in images if image.image_id in known}
         fresh = [image for image in images if image.image_id not in placing.placed]
         outcome = send(
@@ -155,6 +159,8 @@ class Uploads:
 
 class LocalFiles:
     """Pictures in a folder below the document root of the Label Studio server."""
+
+    by_themselves = True
 
     def __init__(self, folder: Path, root: Path, faces: FacePictures) -> None:
         try:

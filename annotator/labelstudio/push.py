@@ -23,7 +23,7 @@ from annotator.labelstudio.pictures import task_pictures
 from annotator.labelstudio.predicting import Predictor
 from annotator.labelstudio.push_report import PushPlan, PushReport
 from annotator.labelstudio.refresh import Renewal, Renewing, base, version_due
-from annotator.labelstudio.sending import in_batches, send
+from annotator.labelstudio.sending import in_batches, patiently, send
 from annotator.labelstudio.server import Server
 from annotator.labelstudio.wanted import QueueView, Wanted
 from annotator.labelstudio.withdraw import ERASE, plan_withdraw, withdraw
@@ -155,6 +155,7 @@ class _Push:
             version = renewed.version or self._renewing(view).new_version(None)
             self._tell(renewed=renewed.renewed, version=version)
             self._fill(wanted, version, tries)
+        self._flights.looked(unsure=self._unsure)
         for warning in self._warnings(0):
             self._warn(warning)
         scores = view.order.scores
@@ -190,9 +191,8 @@ class _Push:
         flights = [flight for item in waiting.values() if (flight := Flight.of(item)) is not None]
         if looks:
             after = min(int(item.payload["after"]) for item in looks)
-            found = self._flights.find(after, flights)
+            found = patiently(lambda: self._flights.find(after, flights))
             self._tell(recovered=len(found))
-            self._flights.looked(unsure=False)
         now = datetime.now(UTC)
         due = {key: item for key, item in waiting.items() if item.not_before <= now}
         self._flights.forget(due)
@@ -237,16 +237,20 @@ class _Push:
             return
         self._total = len(wanted)
         self._after = self._flights.look_above()
-        outcome = send(self._prepared(wanted, version, tries), lambda part: self._import(part, version), self._missing)
+        outcome = send(self._prepared(wanted, version, tries), self._import, self._missing)
         for item, reason in outcome.refused:
             self._give_up(item.flight, reason)
         for item, reason in outcome.later:
             self._put_off(item.flight, reason)
-        self._flights.looked(unsure=self._unsure or outcome.unsure)
+        self._unsure |= outcome.unsure
+        patiently(lambda: self._show(version))
 
     def _prepared(self, wanted: Sequence[Wanted], version: str, tries: dict[str, int]) -> Iterator[list[_Prepared]]:
-        """Yield batches; the next is made while the server works on the one before."""
+        """Yield batches; the next is made while the server works on the one before, unless it has to help."""
         parts = in_batches(wanted, BATCH)
+        if not self._pictures.by_themselves:
+            yield from (self._prepare(part, version, tries) for part in parts)
+            return
         with ThreadPoolExecutor(1, "push") as ahead:
             coming = ahead.submit(self._prepare, next(parts), version, tries)
             for part in parts:
@@ -281,31 +285,32 @@ class _Push:
         self._flights.begin([item.flight for item in made])
         return made
 
-    def _import(self, part: list[_Prepared], version: str) -> None:
+    def _import(self, part: list[_Prepared]) -> None:
         if not part:
             return
         ids = self._server.import_tasks(self._link.project_id, [item.task for item in part])
         self._flights.landed([item.flight for item in part], ids)
-        self._arrived(len(part), version)
+        self._arrived(len(part))
 
     def _missing(self, part: list[_Prepared]) -> list[_Prepared]:
         found = self._flights.find(self._after, [item.flight for item in part])
         self._flights.forget(found)
-        if found:
-            self._arrived(len(found), part[0].flight.version)
+        self._arrived(len(found))
         return [item for item in part if item.flight.key not in found]
 
-    def _arrived(self, count: int, version: str) -> None:
-        """Count tasks that are there, and let the project show their version if it showed none."""
-        if self._link.model_version != version:
-            shown = self._server.project(self._link.project_id).get("model_version")
-            if shown != version:
-                self._server.update_project(self._link.project_id, model_version=version)
-            self._store.exchange.update_link(self._link.id, model_version=version)
-            self._link = replace(self._link, model_version=version)
+    def _arrived(self, count: int) -> None:
         self._tell(pushed=count)
         if self._progress is not None:
             self._progress(self._report.pushed, self._total, "tasks")
+
+    def _show(self, version: str) -> None:
+        """Let the project show the version of its first tasks; one that shows none has taken it with them already."""
+        if self._link.model_version == version or not self._open():
+            return
+        if self._server.project(self._link.project_id).get("model_version") != version:
+            self._server.update_project(self._link.project_id, model_version=version)
+        self._store.exchange.update_link(self._link.id, model_version=version)
+        self._link = replace(self._link, model_version=version)
 
     def _warnings(self, coming: int) -> tuple[str, ...]:
         number = int(self._server.project(self._link.project_id).get("task_number") or 0) + coming

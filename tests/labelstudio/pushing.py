@@ -3,8 +3,10 @@
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from annotator.labelstudio.link import link as make_link
 from annotator.labelstudio.server import Server
-from annotator.records import Answer, User
+from annotator.records import Answer, Lease, User
 from annotator.scores import ScoresReader
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -72,7 +74,8 @@ class Bench:
     def check(self, rows: Sequence[int], version: str | None = None) -> None:
         """Check that exactly these faces are tasks, each once, each with one prediction: that of the shown version."""
         tasks = self.there()
-        assert sorted(self.rows_there()) == sorted(rows)
+        there = Counter(self.rows_there())
+        assert (there - Counter(rows), Counter(rows) - there) == (Counter(), Counter()), "too many, missing"
         shown = self.shown_version()
         assert version is None or shown == version
         assert [[p["model_version"] for p in task["predictions"]] for task in tasks] == [[shown]] * len(tasks)
@@ -108,6 +111,11 @@ def linked(workspace: Workspace, store: LabelStore, server: Server, faces: int, 
     rows = with_faces(workspace, store, folder, faces)
     make_link(workspace, store, server, title=f"push {folder.parent.name}"[:50], **settings)
     return Bench(workspace, store, server, rows, folder)
+
+
+def lease(user: User, row: int) -> Lease:
+    """Return a lease of a face that runs for an hour."""
+    return Lease(f"lease-{row}", row, user.id, datetime.now(UTC) + timedelta(hours=1), "coverage", None, "", False)
 
 
 def result(slug: str) -> list[dict[str, Any]]:
