@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from annotator.labelstudio.exporting import export_tasks
 from annotator.records import Answer, User
 from annotator.settings import Workspace
 from annotator.store import LabelStore
+from annotator.store.exchange_records import ForeignAnswer, LinkedAnswer, LinkedTask
+from annotator.store.reading import moment
 from annotator.taxonomy import FERPLUS
 from tests.conftest import new_image
 from tests.ingest.builders import FERPLUS_COLUMNS, write_csv, write_picture
@@ -312,6 +315,30 @@ def test_ferplus_counts_answers_as_votes(answered: LabelStore, tmp_path: Path) -
         {"NF": 1},
         {"happiness": 1},
     ]
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "parquet"])
+def test_an_answer_beside_another_is_exported_as_such_and_has_a_vote(
+    answered: LabelStore, tmp_path: Path, format: str
+) -> None:
+    exchange, ann = answered.exchange, answered.accounts.get("ann")
+    link = exchange.add_link("http://studio", 1, "Faces", {})
+    exchange.put_tasks(link.id, [LinkedTask(7, 0)])
+    answer = Answer(f"ls:{link.id}:5:0", answered.images.by_rows([0])[0].image_id, "label", ("anger",))
+    seen = LinkedAnswer(5, 7, "ann@lab.org", "2026-03-01T12:00:00Z", "anger")
+    exchange.record(link.id, [ForeignAnswer(ann, answer, None, datetime.now(UTC), True, seen)])
+    out = tmp_path / f"out.{format}"
+    export(answered.workspace, answered, out, format)
+    if format == "jsonl":
+        said = [a for line in out.open() for a in json.loads(line)["answers"]]
+    elif format == "csv":
+        with (tmp_path / "out.answers.csv").open(newline="") as file:
+            said = [{**row, "beside": {"true": True, "false": False}[row["beside"]]} for row in csv.DictReader(file)]
+    else:
+        said = pq.read_table(tmp_path / "out.answers.parquet").to_pylist()
+    assert [a["client_id"] for a in said if a["beside"]] == [answer.client_id]
+    with moment(answered.database) as everything:
+        assert everything.votes()[0] == {"fear": 2, "anger": 1}
 
 
 def test_ferplus_needs_its_classes(tmp_path: Path) -> None:

@@ -145,16 +145,16 @@ class Decisions(Labels):
         first = _repeated(connection, user, f"{incoming.client_id}:0")
         if first is not None:
             return first
+        chain = [_own_annotation(connection, user, incoming.annotation_id, "undone")]
+        while (before := chain[-1].supersedes) is not None:
+            chain.append(_own_annotation(connection, user, before, "undone"))
         number = 0
-        target = found = _own_annotation(connection, user, incoming.annotation_id, "undone")
-        while True:
+        for target in chain:
             client_id = f"{incoming.client_id}:{number}"
             undone = self._undo(connection, user, client_id, target, min(incoming.at, now), FOREIGN)
             if undone is not None:
                 first, number = first or undone, number + 1
-            if target.supersedes is None:
-                return first or Stored(found, created=False)
-            target = _own_annotation(connection, user, target.supersedes, "undone")
+        return first or Stored(chain[0], created=False)
 
     def list(
         self,

@@ -112,25 +112,26 @@ class Exchange(LinkedTasks, LinkedAnswers, Outbox):
             WorkspaceError: the store could not be written; none was stored.
         """
         outcomes: list[Stored | AnnotatorError] = []
+        seen: list[LinkedAnswer] = []
         with self._record_pace.commit(self._database, len(incoming)) as connection:
             for item in incoming:
+                # No savepoint: what is wrong with an item shows before anything of it is written.
                 try:
-                    with connection.begin_nested():
-                        outcomes.append(self._record(connection, link_id, item))
+                    stored = self._store(connection, link_id, item)
                 except AnnotatorError as error:
                     outcomes.append(error)
+                    continue
+                outcomes.append(stored)
+                answered = isinstance(item, ForeignAnswer)
+                seen.append(replace(item.linked, annotation_id=stored.annotation.id) if answered else item.linked)
+            put_answers(connection, link_id, seen, is_sqlite=self._database.is_sqlite)
         return outcomes
 
-    def _record(self, connection: Connection, link_id: int, item: Incoming) -> Stored:
+    def _store(self, connection: Connection, link_id: int, item: Incoming) -> Stored:
         prefix, now = foreign_prefix(link_id), datetime.now(UTC)
-        linked: LinkedAnswer = item.linked
         if isinstance(item, ForeignAnswer):
-            stored = self._decisions.store_foreign(connection, item, prefix, now)
-            linked = replace(linked, annotation_id=stored.annotation.id)
-        else:
-            stored = self._decisions.retract_foreign(connection, item, prefix, now)
-        put_answers(connection, link_id, [linked], is_sqlite=self._database.is_sqlite)
-        return stored
+            return self._decisions.store_foreign(connection, item, prefix, now)
+        return self._decisions.retract_foreign(connection, item, prefix, now)
 
     def standing(self, rows: Collection[int]) -> dict[int, list[Annotation]]:
         """Return what people said about faces and their copies and still stands, by row, in commit order.

@@ -118,7 +118,11 @@ def test_a_repeat_stores_nothing_and_still_puts_what_was_seen(
     again = replace(foreign(ann, images[0], "fear"), linked=replace(seen(store), reason="seen again"))
     assert record(store, again) == Stored(first.annotation, created=False)
     assert (seen(store).reason, seen(store).annotation_id) == ("seen again", first.annotation.id)
-    assert store.decisions.count() == 1
+    twice = foreign(ann, images[1], "fear", ls_id=51)
+    outcomes = [stored(o) for o in store.exchange.record(link.id, [twice, twice])]
+    assert [o.created for o in outcomes] == [True, False]
+    assert outcomes[0].annotation == outcomes[1].annotation
+    assert store.decisions.count() == 2
     [stolen] = store.exchange.record(link.id, [foreign(rev, images[0], "fear")])
     assert isinstance(stolen, ConflictError)
 

@@ -148,7 +148,8 @@ def test_answers_from_before_links_stay_as_they_are(
     no = "0" if database.is_sqlite else "false"
     with database.write() as connection:
         for statement in (
-            "INSERT INTO sources (id, root, kind, format, registered_at) VALUES (1, '/f', 'folder', 'folder', '2026-03-01')",
+            "INSERT INTO sources (id, root, kind, format, registered_at) "
+            "VALUES (1, '/f', 'folder', 'folder', '2026-03-01')",
             "INSERT INTO images (row, image_id, source_id, path, crop, group_row, split, state, width, height, "
             "media_type, file_bytes, file_stamp, reserved) "
             f"VALUES (0, 'face', 1, 'a.png', '', 0, 'pool', 'active', 1, 1, 'image/png', 1, 1, {no})",
