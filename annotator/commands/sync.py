@@ -98,7 +98,9 @@ def link(
     title: Annotated[str | None, typer.Option(help="Of a new project; default: the workspace's name.")] = None,
     user: Annotated[
         list[str] | None,
-        typer.Option(help="EMAIL=NAME: who somebody there is here; several times. Equal names need none."),
+        typer.Option(
+            help="EMAIL=NAME: who somebody there is here; several times. An account named by the address needs none."
+        ),
     ] = None,
     add_users: Annotated[
         bool, typer.Option("--add-users", help="Make an account, without a password, for everyone else there.")

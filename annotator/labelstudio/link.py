@@ -84,6 +84,7 @@ class LinkReport:
         if self.people.strangers:
             listed = ", ".join(self.people.strangers)
             lines.append(f"nobody here: {listed}; their answers wait until they are mapped or added")
+        lines += [f"  if {email} is {name} here: --user {email}={name}" for email, name in self.people.alike.items()]
         if tasks.linked or tasks.known or tasks.left_out:
             lines.append(f"tasks: {tasks.linked} newly linked, {tasks.known} known, {len(tasks.left_out)} left out")
         lines += [f"  task {task_id}: {reason}" for task_id, reason in islice(tasks.left_out.items(), _SHOWN)]

@@ -1,9 +1,11 @@
-"""Who of a Label Studio server is who here: what a person said, else exact equality of names; never likeness."""
+"""Who of a Label Studio server is who here: what a person said, else an account named by the address; never likeness.
+
+A username there does not count: Label Studio makes it of the first half of the address, and two labs have an "ann" each.
+"""
 
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from annotator.errors import InputError, NotFoundError
@@ -15,12 +17,14 @@ from annotator.store import LabelStore
 class Joined:
     """users: email address there to name here, empty where a person said "nobody". added: accounts made.
 
-    strangers: addresses that stand for nobody here.
+    strangers: addresses that stand for nobody here. alike: the account here that is named as the first half of a
+    stranger's address, for a person to decide about.
     """
 
     users: dict[str, str]
     added: tuple[str, ...]
     strangers: tuple[str, ...]
+    alike: dict[str, str] = field(default_factory=dict)
 
 
 def join_people(
@@ -31,10 +35,10 @@ def join_people(
     *,
     add: bool,
 ) -> Joined:
-    """Return the accounts of Label Studio (`there`: email, username) with their names here.
+    """Return the accounts of Label Studio (`there`: email) with their names here.
 
     First what is `named` now (an empty name unmaps), then what was mapped `earlier`, then accounts whose name is the
-    address or, if only one account there has it, the username, without regard to case.
+    address, without regard to case.
 
     Raises:
         InputError: somebody is named who is not there, or as somebody who is not here.
@@ -42,15 +46,14 @@ def join_people(
     emails = {_plain(str(user["email"])): str(user["email"]) for user in there}
     said = {_email(emails, email): _name(store, email, name) for email, name in named.items()}
     here = {_plain(user.name): user for user in store.accounts.list() if not user.simulated}
-    usernames = Counter(_plain(str(user["username"])) for user in there)
     before = {_plain(email): name for email, name in earlier.items()}
     users: dict[str, str] = {}
     strangers, added = [], []
     for user in there:
-        email, username = str(user["email"]), str(user["username"])
+        email = str(user["email"])
         name = said.get(email, _still(here, before.get(_plain(email))))
         if name is None:
-            name = _equal(here, email, username, usernames)
+            name = here[_plain(email)].name if _plain(email) in here else None
         if name is None and add:
             name = store.accounts.add(email, "annotator", None).name
             added.append(name)
@@ -58,7 +61,9 @@ def join_people(
             users[email] = name
         if not name:
             strangers.append(email)
-    return Joined(users, tuple(added), tuple(strangers))
+    first_halves = {email: _plain(email.partition("@")[0]) for email in strangers}
+    alike = {email: here[half].name for email, half in first_halves.items() if half in here and email not in users}
+    return Joined(users, tuple(added), tuple(strangers), alike)
 
 
 def _email(emails: Mapping[str, str], email: str) -> str:
@@ -88,14 +93,6 @@ def _still(here: Mapping[str, User], name: str | None) -> str | None:
         return name
     user = here.get(_plain(name))
     return user.name if user else None
-
-
-def _equal(here: Mapping[str, User], email: str, username: str, usernames: Counter[str]) -> str | None:
-    for name, alone in ((email, True), (username, usernames[_plain(username)] == 1)):
-        user = here.get(_plain(name)) if name and alone else None
-        if user is not None:
-            return user.name
-    return None
 
 
 def _plain(name: str) -> str:

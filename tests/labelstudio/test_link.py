@@ -248,16 +248,17 @@ def _users(report: LinkReport) -> dict[str, str]:
     return dict(report.link.settings["users"])
 
 
-def test_people_are_joined_by_name_or_by_word_and_nobody_else(
+def test_people_are_joined_by_address_or_by_word_and_nobody_else(
     workspace: Workspace, sqlite_store: LabelStore, server: Server, people: People
 ) -> None:
-    sqlite_store.accounts.add("ANN", "annotator", None)
+    sqlite_store.accounts.add(people.ann.email.upper(), "annotator", None)
     sqlite_store.accounts.add("ben@example.co", "annotator", None)
+    sqlite_store.accounts.add("ben", "annotator", None)  # may be another ben: only proposed
     sqlite_store.accounts.add("Bernard", "annotator", None)
     report = link(workspace, sqlite_store, server)
-    assert _users(report)[people.ann.email] == "ANN"  # by the username there
+    assert _users(report)[people.ann.email] == people.ann.email.upper()
     assert people.ben.email in report.people.strangers
-    assert people.ben.email in report.summary()
+    assert f"--user {people.ben.email}=ben" in report.summary()
     again = link(workspace, sqlite_store, server, users={people.ben.email.upper(): "bernard"})
     assert _users(again) == {**_users(report), people.ben.email: "Bernard"}
     assert _users(link(workspace, sqlite_store, server)) == _users(again)
@@ -266,10 +267,11 @@ def test_people_are_joined_by_name_or_by_word_and_nobody_else(
 def test_nobody_can_be_named_and_stays_named(
     workspace: Workspace, sqlite_store: LabelStore, server: Server, people: People
 ) -> None:
-    sqlite_store.accounts.add("ann", "annotator", None)
+    sqlite_store.accounts.add(people.ann.email, "annotator", None)
     link(workspace, sqlite_store, server, users={people.ann.email: ""})
     again = link(workspace, sqlite_store, server)
     assert people.ann.email in again.people.strangers
+    assert people.ann.email not in again.people.alike
 
 
 def test_strangers_can_get_accounts(
