@@ -99,7 +99,7 @@ def link(
     user: Annotated[
         list[str] | None,
         typer.Option(
-            help="EMAIL=NAME: who somebody there is here; several times. An account named by the address needs none."
+            help="EMAIL=NAME: who somebody there is here; several times. Default: the account of that address."
         ),
     ] = None,
     add_users: Annotated[

@@ -1,6 +1,6 @@
 """Who of a Label Studio server is who here: what a person said, else an account named by the address; never likeness.
 
-A username there does not count: Label Studio makes it of the first half of the address, and two labs have an "ann" each.
+A username there does not count: Label Studio makes it of the first half of the address, and two labs have an "ann".
 """
 
 import unicodedata
