@@ -117,7 +117,8 @@ def read_answers(
         store: the open store.
         path: the export; "<file>.left-out.jsonl" is written beside it when something is left out.
         users: the name of an account here by email address there, or by the number that stands for a person where the
-            export has no address. Who has the same name here needs no entry.
+            export has no address, as those of Label Studio's community edition. Who has the same name here needs no
+            entry. By default those of the linked project.
         config: the project's labeling configuration (XML); without it, the one that we generate.
         overrides: what choices of `config` mean, as for `read_config`.
 
@@ -132,12 +133,15 @@ def read_answers(
     taxonomy = workspace.settings.taxonomy
     report = FileReport()
     mapping = own_mapping(taxonomy)
+    if users is None:
+        link = store.exchange.link()
+        users = link.settings.get("users", {}) if link is not None else {}
     if config is not None:
         mapping, report.problems = read_config(config, taxonomy, overrides)
     with ExitStack() as stack:
         file = stack.enter_context(_opened(path))
         left_out = stack.enter_context(_LeftOut(path.with_name(f"{path.name}.left-out.jsonl"), report))
-        reader = _Reader(store, mapping, users or {}, report, left_out)
+        reader = _Reader(store, mapping, users, report, left_out)
         try:
             for task in ijson.items(file, "item", use_float=True):
                 reader.take(_checked(task, path))
@@ -226,7 +230,10 @@ class _Reader:
                 return user
         named = next((word for word in words if word is not None), None)
         who = "nobody" if named is None else repr(named)
-        raise _LeftOutError("the person is not known here", f"it is by {who}, who has no account here: say who that is")
+        raise _LeftOutError(
+            "the person is not known here",
+            f"it is by {who}, who has no account here: say who that is{'' if named is None else f' ({named}=NAME)'}",
+        )
 
     def _store_some(self) -> None:
         """Store one short commit's worth of answers; leave out what its author has answered again since, here."""

@@ -315,6 +315,17 @@ def test_everything_left_out_says_why(other: LabelStore, tmp_path: Path) -> None
     assert "the person is not known here" not in known.left_out
 
 
+def test_people_of_the_linked_project_are_known(other: LabelStore, tmp_path: Path) -> None:
+    settings = {"users": {"ann@example.com": "ann"}}
+    two_people(other)
+    other.exchange.add_link("http://127.0.0.1:1", 4, "linked", settings)
+    path = write(tmp_path / "a.json", task(0, annotation(1, FEAR)))
+    assert read_answers(other.workspace, other, path).stored == 1
+    out = tmp_path / "labels.json"
+    export_tasks(other.workspace, other, out)
+    assert json.loads(out.read_text("utf-8"))[0]["annotations"][0]["completed_by"] == {"email": "ann@example.com"}
+
+
 def test_an_edit_is_added_and_an_older_export_is_not(other: LabelStore, tmp_path: Path) -> None:
     two_people(other)
     old = write(tmp_path / "old.json", task(0, annotation(1, FEAR)))
