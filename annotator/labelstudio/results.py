@@ -14,7 +14,8 @@ import json
 from collections.abc import Mapping as Pairs
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, SupportsFloat
+from numbers import Real
+from typing import Any
 
 from annotator.consensus import UNUSABLE
 from annotator.errors import InputError, TaxonomyError
@@ -300,7 +301,7 @@ def _item(name: str, to_name: str, kind: str, value: dict[str, Any]) -> dict[str
 
 
 def _unit(value: object) -> float:
-    number = float(value) if isinstance(value, SupportsFloat) else 0.0
+    number = float(value) if isinstance(value, Real) else 0.0
     return round(min(max(number, 0.0), 1.0), 6) if number == number else 0.0
 
 
