@@ -134,7 +134,7 @@ class ImageIndex:
                 self._stored_as = {}
                 for position, key in enumerate(self._keys):
                     own = key.split("/", 1)[0]
-                    kept = _UNKEPT.sub("", own.strip().replace(" ", "_"))
+                    kept = _UNKEPT.sub("", own.rstrip().replace(" ", "_"))
                     if kept != own:
                         self._stored_as.setdefault(kept, []).append(position)
             found = self._stored_as.get(name, [])
