@@ -5,6 +5,7 @@ from typing import Any
 
 from annotator import encoders
 from annotator.chains import Standing, standings
+from annotator.labelstudio.report import sync_state
 from annotator.locks import lock_held
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -57,6 +58,27 @@ def workspace_status(workspace: Workspace, store: LabelStore) -> dict[str, Any]:
             "pretraining": encoders.pretraining(workspace)["state"],
         },
         "learner": learner_state(workspace),
+        "labelstudio": link_state(workspace, store),
+    }
+
+
+def link_state(workspace: Workspace, store: LabelStore) -> dict[str, Any] | None:
+    """Return the linked Label Studio project, None without one: title, url, tasks by state, and when both were equal.
+
+    Keys: `project_id`, `title`, `url`, `tasks` {open, answered, …}, `state` (of a running sync, else `off`),
+    `synced_at` (ISO 8601) or None.
+    """
+    link = store.exchange.link()
+    if link is None:
+        return None
+    sync = sync_state(workspace)
+    return {
+        "project_id": link.project_id,
+        "title": link.title,
+        "url": link.url,
+        "tasks": store.exchange.counts(link.id)["tasks"],
+        "state": sync["state"],
+        "synced_at": sync["synced_at"],
     }
 
 

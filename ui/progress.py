@@ -4,7 +4,7 @@ import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import combinations
 from math import sqrt
 from typing import Any
@@ -17,11 +17,12 @@ from annotator.chains import chains, standings
 from annotator.records import ARMS, LabelRow, Snapshot
 from annotator.scores import ScoresReader
 from annotator.settings import Workspace
+from annotator.status import link_state
 from annotator.store import LabelStore
 from annotator.taxonomy import Taxonomy
 from ui import charts
 from ui.history import History
-from ui.tables import section
+from ui.tables import ago, section
 
 REFRESH_SECONDS = 5.0
 NEXT_FACES = 500
@@ -43,7 +44,7 @@ class Progress:
     `labels`: pool samples per label state. `per_class`: labeled groups per slug. `shared`, `agreeing`: groups that at
     least two people answered, and those of them without a dispute. `disputes`: groups per pair of classes claimed.
     `arms`: share in [0, 1] of the next faces per reason. `methods`: those that are trained in turn. `pretraining`: what
-    `annotator.encoders.pretraining` returns.
+    `annotator.encoders.pretraining` returns. `link`: what `annotator.status.link_state` returns.
     """
 
     labels: dict[str, int]
@@ -57,6 +58,7 @@ class Progress:
     arms: dict[str, float]
     methods: tuple[str, ...] = ()
     pretraining: Mapping[str, Any] = field(default_factory=lambda: {"state": "none"})
+    link: Mapping[str, Any] | None = None
 
 
 class ProgressReader:
@@ -92,6 +94,7 @@ class ProgressReader:
             arms=self._arms,
             methods=self._workspace.settings.learner.methods,
             pretraining=encoders.pretraining(self._workspace),
+            link=link_state(self._workspace, self._store),
         )
 
     def _refresh(self) -> None:
@@ -196,6 +199,18 @@ def adaptation(progress: Progress) -> str | None:
     return f"{said}. There were too few labels to measure it when it began: two classes with five each are needed."
 
 
+def linked(progress: Progress, now: datetime) -> str | None:
+    """Say which Label Studio project is linked, how much is open there and when both sides were last equal."""
+    link = progress.link
+    if link is None:
+        return None
+    count = f"{link['tasks']['open']:,} tasks are open there"
+    said = f"Linked to the Label Studio project “{link['title']}” at {link['url']}: {count}"
+    if link["synced_at"] is None:
+        return f"{said}; nothing has been synced yet."
+    return f"{said}; last synced {ago(datetime.fromisoformat(link['synced_at']), now)}."
+
+
 _METHODS = ("Method", "Newest snapshot", "Rounds", "Annotations", "Overall", "Balanced", "State")
 
 
@@ -242,7 +257,7 @@ def build_progress_tab(workspace: Workspace, store: LabelStore) -> None:
         progress = reader.read()
         said = [*sentences(progress, taxonomy, min_labels)]
         adapted = adaptation(progress)
-        said += [] if adapted is None else [adapted]
+        said += [text for text in (adapted, linked(progress, datetime.now(UTC))) if text is not None]
         curve = charts.probe_curve(progress.pretraining.get("curve", ()), PROBE_TITLE)
         shown = gr.update(value=curve, visible=adapted is not None)
         return paragraphs(said), *figures(progress, taxonomy), shown, methods_markup(progress)

@@ -7,13 +7,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from annotator.labelstudio.report import SyncReport
 from annotator.records import Answer, NewImage, Snapshot
 from annotator.settings import Workspace
 from annotator.store import LabelStore
+from annotator.store.exchange_records import LinkedTask
 from annotator.taxonomy import FERPLUS
 from ui import charts
 from ui.history import History
-from ui.progress import Progress, ProgressReader, adaptation, figures, methods_markup, paragraphs, sentences
+from ui.progress import Progress, ProgressReader, adaptation, figures, linked, methods_markup, paragraphs, sentences
 from ui.team import team_markup
 
 NOW = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
@@ -185,3 +187,19 @@ def test_the_adaptation_of_the_encoder_is_told() -> None:
     assert (curve.layout.xaxis.title.text, curve.layout.yaxis.title.text) == ("training steps", "accuracy, %")
     assert list(curve.data[0].x) == [500, 1000]
     assert curve.data[0].y[0] == pytest.approx(42.13)
+
+
+def test_the_linked_project_is_named(workspace: Workspace, sqlite_store: LabelStore, images: list[str]) -> None:
+    reader = ProgressReader(workspace, sqlite_store)
+    assert linked(reader.read(), NOW) is None
+    link = sqlite_store.exchange.add_link("http://label.example:8080", 7, "<b>Faces</b>", {"mapping": {}})
+    sqlite_store.exchange.put_tasks(link.id, [LinkedTask(1, 0), LinkedTask(2, 1), LinkedTask(3, 2, "answered")])
+    said = str(linked(reader.read(), NOW))
+    assert "“<b>Faces</b>” at http://label.example:8080: 2 tasks are open there; nothing has been synced yet" in said
+    assert "<b>" not in paragraphs([said])
+    SyncReport(workspace).say("watching", synced=True)
+    now = datetime.now(UTC)
+    for minutes, words in ((0.5, "just now"), (1.5, "1 min ago"), (200, "3 h ago")):
+        assert f"last synced {words}." in str(linked(reader.read(), now + timedelta(minutes=minutes)))
+    sqlite_store.exchange.close_link(link.id)
+    assert linked(reader.read(), NOW) is None
