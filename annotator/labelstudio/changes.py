@@ -10,6 +10,7 @@ which they have read; what is committed later than that shows in the comparison 
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -48,13 +49,36 @@ def changed_tasks(
     fields: Sequence[str] = FIELDS,
     page_size: int | None = None,
 ) -> Iterator[list[Task]]:
-    """Yield pages of tasks that changed at `since` or later, ascending by time; the annotated ones with `since` None.
+    """Yield pages of tasks that changed at `since` or later, ascending by time.
 
     Everything that changed before the last task of a page has been yielded with it. One request when there is nothing.
+    With `since` None they are those that were ever annotated, and after them those that were ever skipped.
     """
     page_size = page_size or PAGE
-    always = [] if since is not None else [where.annotated()]
-    low = since
+    if since is None:
+        yield from _changed(server, project_id, None, [where.annotated()], fields, page_size)
+        yield from _changed(server, project_id, None, [where.skipped()], fields, page_size)
+    else:
+        yield from _changed(server, project_id, since, [], fields, page_size)
+
+
+def ahead(pages: Iterator[list[Task]]) -> Iterator[list[Task]]:
+    """Yield the same pages, the next one being read while one is worked on."""
+    with ThreadPoolExecutor(1, "labelstudio") as reader:
+        following = reader.submit(next, pages, None)
+        while (page := following.result()) is not None:
+            following = reader.submit(next, pages, None)
+            yield page
+
+
+def _changed(
+    server: Server,
+    project_id: int,
+    low: datetime | None,
+    always: list[Filter],
+    fields: Sequence[str],
+    page_size: int,
+) -> Iterator[list[Task]]:
     before: set[tuple[int, str]] = set()
     while True:
         filters = [*always, where.since(low)] if low is not None else always

@@ -33,6 +33,11 @@ def annotated() -> Filter:
     return _condition("tasks:total_annotations", "greater", "Number", 0)
 
 
+def skipped() -> Filter:
+    """Return the condition that somebody has skipped a task."""
+    return _condition("tasks:cancelled_annotations", "greater", "Number", 0)
+
+
 def data_equals(field: str, value: str) -> Filter:
     """Return the condition that a field of the task's data has exactly this text."""
     return _condition(f"tasks:data.{field}", "equal", "String", value)

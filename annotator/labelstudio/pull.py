@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from annotator.errors import AnnotatorError
-from annotator.labelstudio.changes import OVERLAP, Task, changed_tasks, moment, named_tasks
+from annotator.labelstudio.changes import OVERLAP, Task, ahead, changed_tasks, moment, named_tasks
 from annotator.labelstudio.comparison import compare_ids
 from annotator.labelstudio.doubles import find_doubles
 from annotator.labelstudio.filters import stamp
@@ -116,49 +116,48 @@ class _Pass:
         self._link_id = linked.link.id
         self._progress, self._dry = progress, dry
         self._cursor = moment(linked.link.cursor) if linked.link.cursor else None
+        # Before the first answer comes in: one that comes in with this pass is no reason to compare.
+        self._seen_before = self._cursor is None and any(self._exchange.counts(self._link_id)["answers"].values())
         self._counts: Counter[str] = Counter()
         self._began_at: datetime | None = None
-        self._newest: datetime | None = None
         self.gone: list[int] = []
 
     def run(self, *, full: bool) -> PullReport:
         began = time.monotonic()
         first = self._cursor is None
+        newest: datetime | None = None
         for page in self._linked_late():
             self._take(page)
-        for page in self._changed(FULL_OVERLAP if full else OVERLAP):
+        for page in self._changed(full=full):
             self._take(page)
-            if self._newest and not first:  # all annotated tasks, whatever their time, are one step
-                self._move(self._newest)
-        if full or first:
-            for page in self._unlike():
-                self._take(page)
-            self._exchange.set_task_state(self._link_id, self.gone, "gone")
-        if covered := self._began_at or self._newest:
+            newest = moment(page[-1]["updated_at"]) if page else newest
+            if newest and not first:  # all annotated tasks, whatever their time, are one step
+                self._move(newest)
+        for page in self._unlike(full=full):
+            self._take(page)
+        self._exchange.set_task_state(self._link_id, self.gone, "gone")
+        if covered := self._began_at or newest:
             self._move(covered)
         return PullReport(**self._counts, gone=len(self.gone), seconds=time.monotonic() - began)
 
     def pages(self, *, full: bool) -> Iterator[list[Task]]:
         """Yield every task that a pass looks at."""
-        first = self._cursor is None
         yield from self._linked_late()
-        yield from self._changed(FULL_OVERLAP if full else OVERLAP)
-        if full or first:
-            yield from self._unlike()
+        yield from self._changed(full=full)
+        yield from self._unlike(full=full)
 
-    def _changed(self, overlap: timedelta) -> Iterator[list[Task]]:
+    def _changed(self, *, full: bool) -> Iterator[list[Task]]:
         """Yield what changed since the cursor, and note when that was asked, by the server's clock."""
+        overlap = FULL_OVERLAP if full else OVERLAP
         since = None if self._cursor is None else self._cursor - overlap
         asked = time.monotonic()
         pages = changed_tasks(self._linked.server, self._linked.link.project_id, since)
-        for number, page in enumerate(pages):
+        for number, page in enumerate(ahead(pages)):
             clock = self._linked.server.clock
             if number == 0 and clock is not None:
                 # Whole seconds, rounded down, less the time that the answer took: never later than it was.
                 self._began_at = clock - timedelta(seconds=time.monotonic() - asked)
-            if page:
-                self._newest = moment(page[-1]["updated_at"])
-            yield self._counted(page)
+            yield page
 
     def judged(self, page: Sequence[Task]) -> Iterator[list[Finding]]:
         """Yield what is different about a page, as much at a time as goes into one commit."""
@@ -190,8 +189,13 @@ class _Pass:
             linked = self._exchange.tasks_by_id(self._link_id, {a.task_id for a in waiting})
             yield from named_tasks(self._linked.server, self._linked.link.project_id, sorted(linked))
 
-    def _unlike(self) -> Iterator[list[Task]]:
-        """Yield the tasks whose ids do not match what was seen; what is gone altogether is noted."""
+    def _unlike(self, *, full: bool) -> Iterator[list[Task]]:
+        """Yield the tasks whose ids do not match what was seen; what is gone altogether is noted.
+
+        A pass without a cursor looks at annotated tasks only: what was deleted since then shows in the ids.
+        """
+        if not full and (self._cursor is not None or not self._seen_before):
+            return
         found = compare_ids(self._linked)
         self._counts["tasks"] += found.tasks
         self.gone = found.gone
@@ -209,6 +213,9 @@ class _Pass:
 
     def _take(self, page: Sequence[Task]) -> None:
         """Store what is different about a page."""
+        self._counts["tasks"] += len(page)
+        if self._progress is not None and page:
+            self._progress(self._counts["tasks"])
         for batch in self.judged(page):
             self._store(batch)
         self._set_states(page)
@@ -245,12 +252,6 @@ class _Pass:
         if self._cursor is None or to - self._cursor >= _STEP:
             self._exchange.update_link(self._link_id, cursor=stamp(to))
             self._cursor = to
-
-    def _counted(self, page: list[Task]) -> list[Task]:
-        self._counts["tasks"] += len(page)
-        if self._progress is not None and page:
-            self._progress(self._counts["tasks"])
-        return page
 
 
 def _planned(finding: Finding) -> Planned:
