@@ -214,6 +214,7 @@ class _Push:
                 return found, True
             out |= {item.row for item in top}
             there = exchange.tasks_of_rows(self._link.id, [item.row for item in top])
+            self._search |= any(task.picture is not None for of_row in there.values() for task in of_row)
             # Answered there and open here: the answer is in quarantine, or was a skip. A second task says no more.
             found += [
                 item

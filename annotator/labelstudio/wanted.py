@@ -93,6 +93,7 @@ class QueueView(QueueState):
         out = np.zeros(self.size, dtype=bool)
         out[np.asarray(leave_out, dtype=np.int64)] = True
         free = ~(self._over(order.rows, order.review) | self._holdings.held[order.rows] | out[order.rows])
+        free &= order.review | self._askable()[order.rows]  # an import may have brought labels since the order was made
         if people:
             free &= ~self._all_of(self.book.skipped, people)[order.rows]
             if self._others(people):
@@ -116,14 +117,18 @@ class QueueView(QueueState):
         return np.asarray(self.book.answered_seq[groups] > np.asarray(seqs, dtype=np.int64))
 
     def settled(self, rows: Sequence[int]) -> NDArray[np.bool_]:
-        """Tell which faces have a label that nothing doubts: answered or imported, and not in the order to ask."""
+        """Tell which faces have a label, by people or an import, that the order does not ask to review."""
         groups = np.array([self._pool.group(row) for row in rows], dtype=np.int64)
-        asked = np.zeros(self.size, dtype=bool)
-        asked[self.order.rows] = True
+        doubted = np.zeros(self.size, dtype=bool)
+        doubted[self.order.rows[self.order.review]] = True
+        labeled = (self.book.answered_seq > 0) | ~self._askable()
+        return np.asarray((labeled & ~doubted)[groups])
+
+    def _askable(self) -> NDArray[np.bool_]:
+        """Return (R,) bool: the faces that came without a label of their own."""
         askable = np.zeros(self.size, dtype=bool)
         askable[self._pool.askable] = True
-        labeled = (self.book.answered_seq[groups] > 0) | ~askable[groups]
-        return np.asarray(labeled & ~asked[groups])
+        return askable
 
     def _all_of(self, mask_of: Callable[[int], NDArray[np.bool_]], people: Collection[int]) -> NDArray[np.bool_]:
         return np.asarray(np.logical_and.reduce([mask_of(user_id) for user_id in people]), dtype=np.bool_)

@@ -50,11 +50,13 @@ def plan_withdraw(store: LabelStore, link: Link, view: QueueView) -> list[Withdr
     found: list[Withdrawal] = []
     seen: set[int] = set()
     for page in _pages(store, link, _OPEN):
-        ours = [task for task in page if task.picture is not None]
-        decided = _decided(store, link, view, [task for task in ours if task.row not in seen])
-        twice = [Withdrawal(t.task_id, t.row, "the face is asked in another task, too") for t in ours if t.row in seen]
-        found += sorted(decided + twice, key=lambda item: item.task_id)
-        seen |= {task.row for task in page}
+        first: list[LinkedTask] = []
+        twice: list[LinkedTask] = []
+        for task in page:
+            (twice if task.row in seen else first).append(task)
+            seen.add(task.row)
+        again = [Withdrawal(t.task_id, t.row, "the face is asked in another task, too") for t in _ours(twice)]
+        found += sorted([*_decided(store, link, view, _ours(first)), *again], key=lambda item: item.task_id)
     erased = [Withdrawal(task.task_id, task.row, "erased") for page in _pages(store, link, ERASE) for task in page]
     return found + erased
 
@@ -109,6 +111,11 @@ def _pages(store: LabelStore, link: Link, states: tuple[TaskState, ...]) -> Iter
     while page := store.exchange.tasks(link.id, after, _PAGE, states):
         yield page
         after = page[-1].task_id
+
+
+def _ours(tasks: Sequence[LinkedTask]) -> list[LinkedTask]:
+    """Leave out the tasks that the project had before it was linked: we put no picture there."""
+    return [task for task in tasks if task.picture is not None]
 
 
 def _decided(store: LabelStore, link: Link, view: QueueView, tasks: Sequence[LinkedTask]) -> list[Withdrawal]:

@@ -71,11 +71,15 @@ class Bench:
     def shown_version(self) -> str:
         return str(self.server.project(self.project_id)["model_version"] or "")
 
+    def check_rows(self, rows: Sequence[int]) -> None:
+        """Check that exactly these faces are tasks, each once."""
+        there = Counter(self.rows_there())
+        assert (there - Counter(rows), Counter(rows) - there) == (Counter(), Counter()), "too many, missing"
+
     def check(self, rows: Sequence[int], version: str | None = None) -> None:
         """Check that exactly these faces are tasks, each once, each with one prediction: that of the shown version."""
         tasks = self.there()
-        there = Counter(self.rows_there())
-        assert (there - Counter(rows), Counter(rows) - there) == (Counter(), Counter()), "too many, missing"
+        self.check_rows(rows)
         shown = self.shown_version()
         assert version is None or shown == version
         assert [[p["model_version"] for p in task["predictions"]] for task in tasks] == [[shown]] * len(tasks)
