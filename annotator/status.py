@@ -5,6 +5,7 @@ from typing import Any
 
 from annotator import encoders
 from annotator.chains import Standing, standings
+from annotator.labelstudio.credentials import redact
 from annotator.labelstudio.report import sync_state
 from annotator.locks import lock_held
 from annotator.settings import Workspace
@@ -75,7 +76,7 @@ def link_state(workspace: Workspace, store: LabelStore) -> dict[str, Any] | None
     return {
         "project_id": link.project_id,
         "title": link.title,
-        "url": link.url,
+        "url": redact(link.url),
         "tasks": store.exchange.counts(link.id)["tasks"],
         "state": sync["state"],
         "synced_at": sync["synced_at"],

@@ -54,3 +54,12 @@ def test_the_sum_of_the_samples(workspace: Workspace, store: LabelStore) -> None
     assert status["snapshots"] == []
     assert status["queue"] == {"mode": "import order", "model": None, "behind": 0}
     assert status["learner"] == OFF
+
+
+def test_the_linked_project_is_told_without_its_secrets(workspace: Workspace, store: LabelStore) -> None:
+    assert workspace_status(workspace, store)["labelstudio"] is None
+    store.exchange.add_link("http://me:secret-word@label.example", 7, "Faces", {"mapping": {}})
+    told = workspace_status(workspace, store)["labelstudio"]
+    assert (told["title"], told["state"], told["synced_at"], told["tasks"]["open"]) == ("Faces", "off", None, 0)
+    assert "label.example" in told["url"]
+    assert "secret-word" not in json.dumps(told)

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from playwright.sync_api import expect, sync_playwright
 from annotator.errors import RefusedError
 from annotator.ingest.demo_faces import render
 from annotator.labelstudio.link import link as make_link
+from annotator.labelstudio.push import push
+from annotator.labelstudio.refresh import refresh
 from annotator.labelstudio.server import Server
 from annotator.labelstudio.wake import Wake
 from annotator.settings import Workspace
 from annotator.store import LabelStore
-from annotator.store.exchange_records import Link, LinkedTask, Shown
+from annotator.store.exchange_records import Link, LinkedTask
 from tests.labelstudio.conftest import People
 from tests.labelstudio.studio import Studio, said
 from tests.scores import write_generation
 from tests.ui.conftest import Running, fill, running
+from ui.link_auth import LINK_SECONDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FACES, FOREIGN = 8, 2
@@ -55,8 +59,8 @@ class Connected:
         self.api("POST", f"dm/actions?id=retrieve_tasks_predictions&project={self.link.project_id}", chosen)
 
     def predictions(self) -> list[dict[str, Any]]:
-        found = self.api("GET", f"predictions/?project={self.link.project_id}")
-        return [p for p in found if p["task"] in {*self.tasks, *self.foreign}]
+        found: list[dict[str, Any]] = self.api("GET", f"predictions/?project={self.link.project_id}")
+        return [p for p in found if p["project"] == self.link.project_id]
 
     def publish(self, order: list[int], **columns: Any) -> str:
         page = self.page
@@ -74,21 +78,28 @@ class Connected:
 
 
 @pytest.fixture
-def connected(studio: Studio, workspace: Workspace, sqlite_store: LabelStore, tmp_path: Path) -> Iterator[Connected]:
-    names = fill(sqlite_store, tmp_path / "faces", FACES)
-    for index, name in enumerate(names):
-        render(5, index).image.save(tmp_path / "faces" / f"{name}.png")
+def empty(studio: Studio, workspace: Workspace, sqlite_store: LabelStore, tmp_path: Path) -> Iterator[Connected]:
+    """Link a new project and connect the backend; nothing is asked there yet."""
+    fill(sqlite_store, tmp_path / "faces", FACES)
+    for index in range(FACES):
+        render(5, index).image.save(tmp_path / "faces" / f"face-{index}.png")
     with running(workspace, sqlite_store) as page, studio.server() as server:
         link = make_link(workspace, sqlite_store, server, title="Faces and a backend", public_url=page.url).link
-        pictures = [(f"{name}.png", (tmp_path / "faces" / f"{name}.png").read_bytes(), "image/png") for name in names]
-        paths = [path for _, path in server.upload(link.project_id, pictures)]
-        told = [{"image": path, "reason": "", "image_id": name} for path, name in zip(paths, names, strict=True)]
-        tasks = server.import_tasks(link.project_id, [{"data": data} for data in told])
-        foreign = server.import_tasks(link.project_id, [{"data": {"image": paths[0], "reason": ""}}] * FOREIGN)
         rows = sqlite_store.images.table().rows.tolist()
-        pairs = zip(tasks, rows, strict=True)
-        sqlite_store.exchange.put_tasks(link.id, [LinkedTask(task_id, row) for task_id, row in pairs])
-        yield Connected(studio, server, page, link, tasks, foreign, rows)
+        yield Connected(studio, server, page, link, [], [], rows)
+
+
+@pytest.fixture
+def connected(empty: Connected, tmp_path: Path) -> Connected:
+    """Make a task for each face, without a prediction, and two more that are not ours."""
+    server, link = empty.server, empty.link
+    files = sorted((tmp_path / "faces").iterdir())
+    paths = [path for _, path in server.upload(link.project_id, [(f.name, f.read_bytes(), "image/png") for f in files])]
+    tasks = server.import_tasks(link.project_id, [{"data": {"image": path, "reason": ""}} for path in paths])
+    foreign = server.import_tasks(link.project_id, [{"data": {"image": paths[0], "reason": ""}}] * FOREIGN)
+    pairs = zip(tasks, empty.rows, strict=True)
+    empty.page.store.exchange.put_tasks(link.id, [LinkedTask(task_id, row) for task_id, row in pairs])
+    return replace(empty, tasks=tasks, foreign=foreign)
 
 
 def test_it_connects_and_hands_out_predictions(connected: Connected) -> None:
@@ -125,31 +136,40 @@ def test_blind_faces_get_an_order_alone(connected: Connected) -> None:
     assert connected.server.model_versions(connected.link.project_id) == {version: FACES}
 
 
-def test_a_newer_generation_leaves_the_projects_order_alone(connected: Connected, people: People) -> None:
-    """With the newest version named instead, the second retrieval would store FACES predictions that nobody sees."""
-    link, store = connected.link, connected.page.store
-    version = connected.publish(connected.rows[::-1], candidates=("surprise", "fear"))
-    connected.retrieve()
-    connected.server.update_project(link.project_id, model_version=version)
-    store.exchange.update_link(link.id, model_version=version)
-    shown = Shown("uncertain", version, False, ({"class": "surprise", "prob": 0.6}, {"class": "fear", "prob": 0.3}))
-    store.exchange.confirm_predictions(link.id, [(task, shown) for task in connected.tasks], version)
-    first = connected.served(people.ann, 3)
-    assert first == connected.tasks[::-1][:3]
+def test_a_newer_generation_leaves_the_projects_order_alone(empty: Connected, people: People) -> None:
+    """Were the newest version named instead, retrieving would store predictions that nobody sees, each time."""
+    link, store, workspace = empty.link, empty.page.store, empty.page.workspace
+    version = empty.publish(empty.rows[::-1], candidates=("surprise", "fear"))
+    push(workspace, store, empty.server, link)
+    tasks = [found[0].task_id for _, found in sorted(store.exchange.tasks_of_rows(link.id, empty.rows).items())]
+    assert empty.served(people.ann, 3) == tasks[::-1][:3]
+    pushed = {p["task"]: p for p in empty.predictions()}
+    assert sorted(pushed) == sorted(tasks)
 
-    connected.publish(connected.rows, candidates=("fear", "anger"), probs=(0.2, 0.7))
+    empty.publish(empty.rows, candidates=("fear", "anger"), probs=(0.2, 0.7))
+    time.sleep(LINK_SECONDS)
     # Label Studio asks for health and setup again whenever the backend is looked at.
-    assert connected.server.backends(link.project_id)[0]["model_version"] == version
-    connected.retrieve()
-    assert connected.server.model_versions(link.project_id) == {version: FACES}
-    assert connected.server.project(link.project_id)["model_version"] == version
-    assert connected.served(people.ann, 3) == connected.tasks[::-1][3:6]
-    # A prediction that was lost there comes back as it was.
-    lost = next(p for p in connected.predictions() if p["task"] == connected.tasks[0])
-    connected.api("DELETE", f"predictions/{lost['id']}/")
-    connected.retrieve()
-    again = next(p for p in connected.predictions() if p["task"] == connected.tasks[0])
-    assert (again["model_version"], again["result"][0]["value"]) == (version, {"choices": ["surprise"]})
+    assert empty.server.backends(link.project_id)[0]["model_version"] == version
+    empty.retrieve()
+    assert empty.server.model_versions(link.project_id) == {version: FACES}
+    assert empty.server.project(link.project_id)["model_version"] == version
+    assert empty.served(people.ann, 3) == tasks[::-1][3:6]
+    # A prediction that was lost there comes back as it was, in its place in today's order.
+    empty.api("DELETE", f"predictions/{pushed[tasks[0]]['id']}/")
+    empty.retrieve()
+    again = {p["task"]: p for p in empty.predictions()}
+    assert sorted(again) == sorted(tasks)
+    assert again[tasks[0]]["model_version"] == version
+    assert again[tasks[0]]["result"] == pushed[tasks[0]]["result"]
+
+    # Once the sync has brought the newer one to every task, the backend names that.
+    refresh(workspace, store, empty.server, link)
+    newer = str(store.learning.current_generation().model_version)  # type: ignore[union-attr]
+    time.sleep(LINK_SECONDS)
+    assert empty.server.backends(link.project_id)[0]["model_version"] == newer
+    empty.retrieve()
+    assert {p["model_version"] for p in empty.predictions() if p["task"] in tasks[:2]} == {newer}
+    assert empty.server.project(link.project_id)["model_version"] == newer
 
 
 def test_start_training_files_a_job(connected: Connected) -> None:
