@@ -350,6 +350,12 @@ def test_erasing_forgets_what_is_known_of_a_face_in_a_linked_project(filled: Lab
     assert (kept.state, kept.content) == ("linked", SECRET)
     assert [i.key for i in exchange.due(link.id, ["send"], datetime.now(UTC), 9)] == ["c"]
     assert verify(workspace).problems == []
+    late = Answer(f"ls:{link.id}:70:0", filled.images.by_rows([0])[0].image_id, "label", ("fear",))
+    seen = LinkedAnswer(70, 100, "ann@lab.org", "2026-03-01T12:00:00Z", SECRET)
+    given = ForeignAnswer(filled.accounts.get("ann"), late, None, datetime.now(UTC), False, seen)
+    [refused] = exchange.record(link.id, [given])
+    assert isinstance(refused, NotFoundError)
+    assert exchange.answers_by_id(link.id, [70]) == {}
     again = erase(workspace, image_id=filled.images.by_rows([0])[0].image_id, reason="again")
     assert again.num_tasks == 1, "it is said until a sync has deleted them"
     exchange.set_task_state(link.id, [100], "gone")

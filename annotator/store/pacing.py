@@ -10,25 +10,27 @@ from sqlalchemy import Connection
 
 from annotator.store.database import Database
 
-WANTED_SECONDS = 0.015
+WANTED_SECONDS = 0.01
 _SMALLEST, _LARGEST = 5, 5_000
 T = TypeVar("T")
 
 
 class Pace:
-    """How many items fit into a commit of about `WANTED_SECONDS`, learned from the commits before. One writer each."""
+    """How many items fit into a commit with `WANTED_SECONDS` of work, learned from those before. One writer each."""
 
     def __init__(self, size: int = 50) -> None:
         self.size = size
 
     @contextmanager
     def commit(self, database: Database, count: int) -> Iterator[Connection]:
-        """Open a write transaction of `count` items and learn from its time, waiting for other writers left out."""
-        began = 0.0
+        """Open a write transaction of `count` items and learn from the time of its statements.
+
+        Waiting for other writers and for the disk is left out: a slow disk must not make the batches small.
+        """
         with database.write() as connection:
             began = time.perf_counter()
             yield connection
-        self.took(count, time.perf_counter() - began)
+            self.took(count, time.perf_counter() - began)
 
     def took(self, count: int, seconds: float) -> None:
         """Learn that a commit of `count` items took so long. Shrinks at once, grows by half at most."""

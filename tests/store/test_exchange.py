@@ -17,6 +17,7 @@ from annotator.store.exchange_records import (
     LinkedTask,
     Shown,
 )
+from annotator.store.pacing import WANTED_SECONDS, Pace
 from tests.conftest import new_image
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -349,6 +350,18 @@ def test_answers_here_slip_in_between_the_commits_of_a_long_list(
     writing.join()
     assert store.exchange.counts(link.id)["tasks"]["open"] == 5_004
     assert len(seen_between) > 3, "it was not one long transaction"
+
+
+def test_batches_become_as_large_as_a_short_commit_allows() -> None:
+    pace = Pace(40)
+    pace.took(40, WANTED_SECONDS * 2)
+    assert pace.size == 20, "too slow: half as many at once"
+    pace.took(20, WANTED_SECONDS / 10)
+    assert pace.size == 31, "fast: by half more, for the next may be slower"
+    pace.took(3, WANTED_SECONDS / 100)
+    assert pace.size == 31, "the short rest of a list teaches nothing"
+    pace.took(31, 60)
+    assert pace.size == 5
 
 
 def test_health_names_what_contradicts_itself(
