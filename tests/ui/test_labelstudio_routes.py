@@ -220,9 +220,13 @@ def test_blind_faces_get_an_order_and_no_suggestion(linked: Linked) -> None:
     assert blind["result"] == []
     assert 0 < blind["score"] < 1
     linked.publish(candidates=("surprise", "fear"))
-    shown = Shown("random", "test.2", True, ())
-    linked.server.store.exchange.confirm_predictions(linked.link.id, [(105, shown)], "test.2")
-    assert linked.predict([task(105)])[0]["result"] == []
+    exchange, link_id = linked.server.store.exchange, linked.link.id
+    said = ({"class": "fear", "prob": 0.9},)
+    exchange.confirm_predictions(link_id, [(105, Shown("random", "test.2", True, said))], "test.2")
+    # What was asked blind stays blind, though the newer order would suggest something.
+    exchange.put_tasks(link_id, [LinkedTask(106, linked.rows[6], shown=Shown("random", "test.1", True))])
+    results = linked.predict([task(105), task(106), task(107)])
+    assert [bool(prediction["result"]) for prediction in results] == [False, False, True]
 
 
 def test_tasks_that_are_not_ours_are_left_out_with_a_reason(linked: Linked, caplog: pytest.LogCaptureFixture) -> None:
