@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
 from annotator.errors import ConflictError, InputError, NotFoundError
 from annotator.records import Answer, ImageRecord, Stored, User
@@ -376,10 +377,14 @@ def test_health_names_what_contradicts_itself(
     )
     store.exchange.put_answers(link.id, [replace(odd, ls_id=63, annotation_id=said.id)])
     store.exchange.put_answers(link.id, [replace(odd, ls_id=64, task_id=998, annotation_id=None, state="quarantined")])
+    record(store, foreign(ann, images[2], "fear", ls_id=65))
+    with store.database.write() as connection:
+        connection.execute(text("DELETE FROM exchange_answers WHERE ls_id = 65"))
     store.exchange.set_task_state(link.id, [102], "lost")  # type: ignore[arg-type]
     assert health.problems(store.database) == [
         "exchange_tasks holds the state 'lost'",
         "linked answers 61 are of tasks that are not known",
         "linked answers 62 are linked to annotations that do not exist",
         "linked answers 63 are linked to annotations of another face",
+        "annotations 3 came from a linked project that is not known",
     ]
