@@ -17,13 +17,18 @@ import pytest
 
 from annotator.commands.workspaces import ExportFormat, ImportFormat
 from annotator.ingest import demo_faces
+from annotator.labelstudio.report import sync_state
 from annotator.settings import Workspace
 from annotator.simulate import server_url
 from tests.ingest.group_photos import group_photo
+from tests.labelstudio import install
+from tests.labelstudio.studio import Studio
+from tests.labelstudio.studio import running as studio_running
 from tests.zygote import Zygote
 
 README = Path(__file__).parents[1] / "README.md"
 READY_SECONDS = 120.0
+LABEL_STUDIO = "http://127.0.0.1:8080"
 SERVING = {"up", "serve", "learn", "demo"}
 # A small machine's share of time: one short round, as the workspace's settings would have it.
 QUICK = {"ANNOTATOR_LEARNER__ROUND_MINUTES": "0.1", "ANNOTATOR_SERVER__PORT": "0"}
@@ -36,9 +41,9 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith("#")]
 
 
-def run(zygote: Zygote, words: list[str], folder: Path) -> None:
+def run(zygote: Zygote, words: list[str], folder: Path, key: str = "") -> None:
     """Run one command to its end, with leading assignments as its environment; it must succeed."""
-    environment = dict(QUICK)
+    environment = {**QUICK, "LABEL_STUDIO_API_KEY": key}
     while "=" in words[0]:
         name, value = words[0].split("=", 1)
         environment[name], words = value, words[1:]
@@ -80,9 +85,33 @@ def serving(words: list[str], folder: Path) -> Iterator[None]:
         process.communicate(timeout=60)
 
 
+def watch(zygote: Zygote, words: list[str], folder: Path, key: str) -> None:
+    """Let a watch bring both sides together once, then stop it as Ctrl-C does."""
+    watching = zygote.popen(words, folder, {**QUICK, "LABEL_STUDIO_API_KEY": key})
+    try:
+        give_up = time.monotonic() + READY_SECONDS
+        while sync_state(Workspace.open(folder / words[2]))["synced_at"] is None:
+            assert watching.poll() is None, watching.communicate()
+            assert time.monotonic() < give_up, f"{shlex.join(words)} does not come to rest"
+            time.sleep(0.2)
+    finally:
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 0
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[Studio | None]:
+    """Run the Label Studio that the README talks to, None where it is not installed."""
+    if not install.installed():
+        yield None
+        return
+    with studio_running(tmp_path / "studio") as started:
+        yield started
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_command_of_the_readme_works(zygote: Zygote, tmp_path: Path) -> None:
+def test_every_command_of_the_readme_works(zygote: Zygote, tmp_path: Path, studio: Studio | None) -> None:
     demo_faces.generate(tmp_path / "more", 60, seed=3)
     (tmp_path / "configs").symlink_to(README.parent / "configs")
     (tmp_path / "faces").mkdir()
@@ -102,7 +131,14 @@ def test_every_command_of_the_readme_works(zygote: Zygote, tmp_path: Path) -> No
             if words[1] == "erase" and running is not None:  # the README says so
                 running.__exit__(None, None, None)
                 running = None
-            run(zygote, words, tmp_path)
+            if words[1] == "sync":
+                if studio is None:
+                    continue
+                words = [studio.url if word == LABEL_STUDIO else word for word in words]
+                if words[-1] == "watch":
+                    watch(zygote, words, tmp_path, studio.admin.token)
+                    continue
+            run(zygote, words, tmp_path, studio.admin.token if studio else "")
     finally:
         if running is not None:
             running.__exit__(None, None, None)
