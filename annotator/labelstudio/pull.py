@@ -28,7 +28,7 @@ from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.exchange_records import ForeignAnswer, Link, LinkedAnswer, LinkedTask
 
-FULL_OVERLAP = timedelta(minutes=15)
+FULL_OVERLAP = timedelta(minutes=2)
 _STEP = timedelta(seconds=10)
 """The cursor of a quiet project is written no oftener than it moves by this."""
 Progress = Callable[[int], None]

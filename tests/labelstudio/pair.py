@@ -34,6 +34,7 @@ class Pair:
     link: Link
     faces: list[str]
     tasks: list[int]
+    _emails: dict[int, str] = field(default_factory=dict)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     def sync(self, **more: Any) -> News:
@@ -100,8 +101,9 @@ class Pair:
 
     def name_of(self, ls_user: int) -> str:
         """Return our name of an account there."""
-        emails = {user["id"]: user["email"] for user in self.server.users()}
-        return str(self.link.settings["users"].get(emails[ls_user], emails[ls_user]))
+        if ls_user not in self._emails:
+            self._emails.update({user["id"]: user["email"] for user in self.server.users()})
+        return str(self.link.settings["users"].get(self._emails[ls_user], self._emails[ls_user]))
 
     def _read(self, annotation: dict[str, Any]) -> tuple[str, Sequence[str]]:
         heard, _ = self.linked.heard(annotation)

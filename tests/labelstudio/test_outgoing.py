@@ -141,6 +141,27 @@ def test_a_fault_on_the_way_makes_neither_none_nor_two(shaky: Pair, proxy: Proxy
     assert (shaky.differences(), _waiting(shaky)) == ([], [])
 
 
+@pytest.mark.parametrize("meanwhile", ["corrected", "taken back", "edited there"])
+def test_an_arrival_that_nobody_heard_of_is_known_by_the_number_of_our_answer(
+    shaky: Pair, proxy: Proxy, people: People, meanwhile: str
+) -> None:
+    first = shaky.answer("ann", 0, "anger")
+    proxy.plan(loses_answer(), method="POST", path="annotations")
+    shaky.sync()
+    (made,) = shaky.studio.annotations(shaky.link.project_id)
+    if meanwhile == "corrected":
+        shaky.answer("ann", 0, "fear", supersedes=first)
+    elif meanwhile == "taken back":
+        shaky.undo("ann", first)
+    else:
+        shaky.edit(people.ann, made["id"], "fear")
+    _hurry(shaky)
+    assert shaky.sync().pulled.new == 0
+    assert shaky.there(0) == shaky.says(0) == ([] if meanwhile == "taken back" else [("ann", "fear")])
+    assert shaky.store.exchange.conflicts(shaky.link.id) == []
+    assert (shaky.differences(), _waiting(shaky)) == ([], [])
+
+
 @pytest.mark.parametrize("fault", [loses_answer(), spoils_answer(502)], ids=str)
 @pytest.mark.parametrize("what", ["edit", "retract"])
 def test_a_change_whose_answer_was_lost_is_known_as_done(shaky: Pair, proxy: Proxy, fault: Fault, what: str) -> None:
