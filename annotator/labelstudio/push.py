@@ -8,9 +8,8 @@ point, the next one completes it.
 import logging
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from annotator.face_pictures import FacePictures
 from annotator.ingest.cache import Progress
-from annotator.labelstudio.inflight import Flight, Flights, face_key
+from annotator.labelstudio.inflight import Flight, Flights
 from annotator.labelstudio.pictures import task_pictures
 from annotator.labelstudio.predicting import Predictor
 from annotator.labelstudio.push_report import PushPlan, PushReport
@@ -27,6 +26,7 @@ from annotator.labelstudio.sending import in_batches, patiently, send
 from annotator.labelstudio.server import Server
 from annotator.labelstudio.wanted import QueueView, Wanted
 from annotator.labelstudio.withdraw import ERASE, plan_withdraw, withdraw
+from annotator.records import ImageRecord
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.exchange_records import Link
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 1_000
 """Tasks in one request: the server takes larger ones faster, and shuts out annotators for as long."""
+FIRST_BATCH = 250
 MANY_TASKS = 100_000
 """Above this many tasks Label Studio itself becomes slow to answer what comes next."""
 FILL_BELOW = 0.8
@@ -117,6 +118,7 @@ def _top_k(link: Link) -> int:
 class _Prepared:
     """A face ready to be sent."""
 
+    item: Wanted
     flight: Flight
     task: dict[str, Any]
 
@@ -140,12 +142,15 @@ class _Push:
         self._unsure = False
         self._search = False
         self._after = 0
+        self._again: dict[int, int] = {}
+        self._keeper: ThreadPoolExecutor
+        self._keeping: Future[None] | None = None
 
     def close(self) -> None:
         self._faces.close()
 
     def run(self, limit: int | None) -> PushReport:
-        tries = self._recover()
+        self._recover()
         view = QueueView.read(self._workspace, self._store)
         back = withdraw(self._workspace, self._store, self._server, self._link, view=view, progress=self._progress)
         self._tell(withdrawn=back.withdrawn, erased=back.erased)
@@ -154,7 +159,8 @@ class _Push:
             renewed = self._renew(view)
             version = renewed.version or self._renewing(view).new_version(None)
             self._tell(renewed=renewed.renewed, version=version)
-            self._fill(wanted, version, tries)
+            self._fill(wanted, version)
+        self._flights.settled(self._again.values())
         self._flights.looked(unsure=self._unsure)
         for warning in self._warnings(0):
             self._warn(warning)
@@ -178,32 +184,25 @@ class _Push:
             to_renew=open_tasks if renewed else 0,
             first=tuple(wanted[:_SHOWN]),
             withdraw=back,
-            unfinished=len(self._flights.waiting()),
+            unfinished=len(self._flights.looks()),
             given_up=len(self._flights.given_up()),
             warnings=self._warnings(len(wanted)),
         )
 
-    def _recover(self) -> dict[str, int]:
-        """Settle what earlier pushes have left; return how often each face that is to be tried again has failed."""
+    def _recover(self) -> None:
+        """Settle what earlier pushes have left."""
         looks = self._flights.looks()
-        waiting = self._flights.waiting()
-        self._search = bool(looks or waiting)
-        flights = [flight for item in waiting.values() if (flight := Flight.of(item)) is not None]
+        self._search = bool(looks)
         if looks:
             after = min(int(item.payload["after"]) for item in looks)
-            found = patiently(lambda: self._flights.find(after, flights))
-            self._tell(recovered=len(found))
-        now = datetime.now(UTC)
-        due = {key: item for key, item in waiting.items() if item.not_before <= now}
-        self._flights.forget(due)
-        return {key: item.attempts + int(item.payload.get("tries", 0)) for key, item in due.items()}
+            self._tell(recovered=patiently(lambda: self._flights.find(after)))
 
     def _wanted(self, view: QueueView, limit: int | None, freed: Collection[int] = ()) -> tuple[list[Wanted], bool]:
         """Return the faces to push, and whether the queue has no more."""
         room = max(_top_k(self._link) - self._open() + len(freed), 0)
         count = room if limit is None else min(room, limit)
         exchange = self._store.exchange
-        waiting = [int(item.payload["row"]) for item in self._flights.waiting().values()]
+        self._again, waiting = self._flights.put_off_until_now()
         out = {*exchange.open_rows(self._link.id).tolist(), *self._flights.given_up(), *waiting}
         names = {str(name).casefold() for name in self._link.settings.get("users", {}).values()}
         people = [user.id for user in self._store.accounts.list() if user.name.casefold() in names]
@@ -233,71 +232,77 @@ class _Push:
             self._warn(f"old predictions are left in the project: {', '.join(renewed.left)}")
         return renewed
 
-    def _fill(self, wanted: Sequence[Wanted], version: str, tries: dict[str, int]) -> None:
+    def _fill(self, wanted: Sequence[Wanted], version: str) -> None:
         if not wanted:
             return
         self._total = len(wanted)
         self._after = self._flights.look_above()
-        outcome = send(self._prepared(wanted, version, tries), self._import, self._missing)
-        for item, reason in outcome.refused:
-            self._give_up(item.flight, reason)
-        for item, reason in outcome.later:
-            self._put_off(item.flight, reason)
+        with ThreadPoolExecutor(1, "push-keep") as self._keeper:
+            outcome = send(self._prepared(wanted, version), self._import, self._missing)
+            self._kept()
+        for sent, reason in outcome.refused:
+            self._give_up(sent.item.image, reason)
+        for sent, reason in outcome.later:
+            self._put_off(sent.item.image, reason)
         self._unsure |= outcome.unsure
         patiently(lambda: self._show(version))
 
-    def _prepared(self, wanted: Sequence[Wanted], version: str, tries: dict[str, int]) -> Iterator[list[_Prepared]]:
-        """Yield batches; the next is made while the server works on the one before, unless it has to help."""
-        parts = in_batches(wanted, BATCH)
+    def _prepared(self, wanted: Sequence[Wanted], version: str) -> Iterator[list[_Prepared]]:
+        """Yield batches, first a small one; the next is made while the server works, unless that has to help."""
+        first = min(FIRST_BATCH, BATCH)
+        parts = iter([list(wanted[:first]), *in_batches(wanted[first:], BATCH)])
         if not self._pictures.by_themselves:
-            yield from (self._prepare(part, version, tries) for part in parts)
+            yield from (self._prepare(part, version) for part in parts)
             return
-        with ThreadPoolExecutor(1, "push") as ahead:
-            coming = ahead.submit(self._prepare, next(parts), version, tries)
+        with ThreadPoolExecutor(1, "push-ahead") as ahead:
+            coming = ahead.submit(self._prepare, next(parts), version)
             for part in parts:
-                ready, coming = coming.result(), ahead.submit(self._prepare, part, version, tries)
+                ready, coming = coming.result(), ahead.submit(self._prepare, part, version)
                 yield ready
             yield coming.result()
 
-    def _prepare(self, part: list[Wanted], version: str, tries: dict[str, int]) -> list[_Prepared]:
+    def _prepare(self, part: list[Wanted], version: str) -> list[_Prepared]:
         placing = self._pictures.place([item.image for item in part], search=self._search)
         self._unsure |= placing.unsure
         made = []
         for item in part:
-            image_id = item.image.image_id
-            placed = placing.placed.get(image_id)
-            flight = Flight(
-                image_id,
-                item.row,
-                item.asked_at,
-                version,
-                item.shown,
-                placed.picture if placed else None,
-                tries.get(face_key(image_id), 0),
-            )
+            image = item.image
+            placed = placing.placed.get(image.image_id)
             if placed is not None:
-                prediction = self._predictor.say(item.shown, self._predictor.score(item), version)
-                task = {"data": self._predictor.data(item, placed.url), "predictions": [prediction]}
-                made.append(_Prepared(flight, task))
-            elif image_id in placing.gone:
-                self._give_up(flight, placing.gone[image_id])
+                flight = Flight(image.image_id, item.row, item.asked_at, version, item.shown, placed.picture)
+                task = {
+                    "data": self._predictor.data(item, placed.url),
+                    "meta": flight.meta(),
+                    "predictions": [self._predictor.say(item.shown, self._predictor.score(item), version)],
+                }
+                made.append(_Prepared(item, flight, task))
+            elif image.image_id in placing.gone:
+                self._give_up(image, placing.gone[image.image_id])
             else:
-                self._put_off(flight, placing.later.get(image_id, "its picture was not taken"))
-        self._flights.begin([item.flight for item in made])
+                self._put_off(image, placing.later.get(image.image_id, "its picture was not taken"))
         return made
 
     def _import(self, part: list[_Prepared]) -> None:
         if not part:
             return
         ids = self._server.import_tasks(self._link.project_id, [item.task for item in part])
-        self._flights.landed([item.flight for item in part], ids)
+        self._kept()
+        # Written while the server works on the next batch; a crash before that is one before the answer came.
+        self._keeping = self._keeper.submit(self._flights.landed, [item.flight for item in part], ids)
         self._arrived(len(part))
 
+    def _kept(self) -> None:
+        """Wait until the tasks of the batch before are kept."""
+        if self._keeping is not None:
+            self._keeping.result()
+            self._keeping = None
+
     def _missing(self, part: list[_Prepared]) -> list[_Prepared]:
-        found = self._flights.find(self._after, [item.flight for item in part])
-        self._flights.forget(found)
-        self._arrived(len(found))
-        return [item for item in part if item.flight.key not in found]
+        self._kept()
+        self._flights.find(self._after)
+        there = self._flights.arrived(self._after, [item.item.row for item in part])
+        self._arrived(len(there))
+        return [item for item in part if item.item.row not in there]
 
     def _arrived(self, count: int) -> None:
         self._tell(pushed=count)
@@ -332,12 +337,14 @@ class _Push:
             counts = {name: getattr(self._report, name) + number for name, number in more.items()}
             self._report = replace(self._report, version=version or self._report.version, **counts)
 
-    def _give_up(self, flight: Flight, reason: str) -> None:
-        self._flights.give_up(flight.image_id, flight.row, reason)
+    def _give_up(self, image: ImageRecord, reason: str) -> None:
+        self._again.pop(image.row, None)
+        self._flights.give_up(image, reason)
         self._tell(given_up=1)
 
-    def _put_off(self, flight: Flight, reason: str) -> None:
-        self._flights.put_off(flight.image_id, flight.row, reason)
+    def _put_off(self, image: ImageRecord, reason: str) -> None:
+        self._again.pop(image.row, None)
+        self._flights.put_off(image, reason)
         self._tell(later=1)
 
     def _open(self) -> int:

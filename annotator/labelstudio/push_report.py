@@ -11,7 +11,7 @@ class PushPlan:
     """What a push would do, and the state that it starts from.
 
     to_renew: open tasks whose prediction would be renewed. first: the first of the faces to push, in order.
-    withdraw: the tasks to be taken back. unfinished: faces that an earlier push has left behind.
+    withdraw: the tasks to be taken back. unfinished: pushes that were cut off.
     """
 
     open_tasks: int

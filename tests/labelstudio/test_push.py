@@ -237,13 +237,14 @@ def test_what_arrives_late_is_found_and_taken_back(bench: Bench, studio: Studio)
     with Proxy(studio.url) as proxy, studio.server(url=proxy.url) as server:
         proxy.plan(loses_answer(), method="POST", path="return_task_ids")
         push(bench.workspace, bench.store, server, bench.link)
-    first = bench.there()
-    doubled = [{"data": task["data"]} for task in first]
+    first = list(bench.server.iter_tasks(bench.project_id, include=("id", "data", "meta")))
+    doubled = [{"data": task["data"], "meta": task["meta"]} for task in first]
     late = bench.server.import_tasks(bench.project_id, doubled)
+    [theirs] = bench.server.import_tasks(bench.project_id, [{"data": first[0]["data"]}])
     studio.annotate(studio.admin, late[4], *result("fear"))
     assert run(bench).pushed == 0
     kept = [int(task["id"]) for task in bench.there()]
-    assert kept == [*(int(task["id"]) for task in first), late[4]]
+    assert kept == [*(int(task["id"]) for task in first), late[4], theirs], "a task that is not ours is left alone"
     assert bench.store.exchange.tasks_by_id(bench.link.id, late).keys() == {late[4]}, "an answered copy is linked"
 
 
