@@ -21,7 +21,7 @@ from annotator.store import LabelStore
 from annotator.store.decisions import FOREIGN
 from annotator.store.exchange_records import Link, LinkedAnswer, LinkedTask
 
-_ROWS = 200
+_ROWS, _MANY_ROWS = 200, 2_000
 _ALL = 1_000_000
 Kind = Literal["annotate", "edit", "retract"]
 KINDS: tuple[Kind, ...] = ("annotate", "edit", "retract")
@@ -71,20 +71,21 @@ def plan_outgoing(workspace: Workspace, store: LabelStore, server: Server, link:
     return [_planned(intent) for intent in intents_of(linked, rows).intents]
 
 
-def enqueue_outgoing(linked: Linked) -> int:
+def enqueue_outgoing(linked: Linked, *, everything: bool = False) -> int:
     """Put into the outbox what people said since the last time; return how many intents are new there.
 
-    A crash in between leaves `sent_seq` where it was or finds the items there already.
+    A crash in between leaves `sent_seq` where it was or finds the items there already. With `everything` all answered
+    faces are gone through: an answer that came while the push of its task was under way is found so.
     """
     exchange, link_id = linked.store.exchange, linked.link.id
-    upto = linked.store.last_seq()
-    after, added = linked.link.sent_seq, 0
-    if upto <= after:
-        return 0
-    for rows, covered in _touched(linked, after, upto):
+    upto, planned = linked.store.last_seq(), linked.link.sent_seq
+    after, added = 0 if everything else planned, 0
+    for rows, covered in _touched(linked, after, upto, _MANY_ROWS if everything else _ROWS):
         found = intents_of(linked, rows)
         exchange.put_answers(link_id, found.same)
-        added += exchange.enqueue(link_id, [intent.item for intent in found.intents], sent_seq=covered)
+        if found.intents or covered > planned:
+            items = [intent.item for intent in found.intents]
+            added += exchange.enqueue(link_id, items, sent_seq=max(covered, planned))
     return added
 
 
@@ -185,12 +186,12 @@ def _may_change(answer: LinkedAnswer, stands: dict[int, Annotation], want: Annot
     return answer.state == "linked" and before.kind in COUNTING and before.id < want.id
 
 
-def _touched(linked: Linked, after: int, upto: int) -> Iterator[tuple[list[int], int]]:
+def _touched(linked: Linked, after: int, upto: int, limit: int = _ROWS) -> Iterator[tuple[list[int], int]]:
     """Yield rows that were answered, and the seq up to which they are all."""
     while after < upto:
-        rows = linked.store.exchange.touched_rows(linked.link.id, after, upto, _ROWS)
+        rows = linked.store.exchange.touched_rows(linked.link.id, after, upto, limit)
         # Copies of one face share the seq that touched them: the last one may go on behind the limit.
-        covered = upto if len(rows) < _ROWS else max(after + 1, max(rows.values()) - 1)
+        covered = upto if len(rows) < limit else max(after + 1, max(rows.values()) - 1)
         yield list(rows), covered
         after = covered
 

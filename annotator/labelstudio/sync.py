@@ -72,7 +72,7 @@ def sync_once(
         InputError: the link is not active any more.
     """
     pulled = pull(workspace, store, server, link, full=full, progress=progress)
-    sent = _send(workspace, store, server, link)
+    sent = _send(workspace, store, server, link, everything=full)
     for _ in range(_AGAIN):
         if not sent.moved:
             break
@@ -81,9 +81,11 @@ def sync_once(
     return News(pulled, sent)
 
 
-def _send(workspace: Workspace, store: LabelStore, server: Server, link: Link) -> SentReport:
+def _send(
+    workspace: Workspace, store: LabelStore, server: Server, link: Link, *, everything: bool = False
+) -> SentReport:
     linked = Linked.of(workspace, store, server, link)
-    enqueue_outgoing(linked)
+    enqueue_outgoing(linked, everything=everything)
     return deliver(linked)
 
 

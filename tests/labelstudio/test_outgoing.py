@@ -55,7 +55,7 @@ def test_every_kind_of_answer_goes_out_as_its_persons(pair: Pair, people: People
     assert pair.there(1)[0][1].count("+") == 5
     assert pair.there(2) == [("ann", "unusable")]
     assert pair.there(3) == []
-    made = pair.studio.annotations(pair.link.project_id)[0]
+    (made,) = (a for a in pair.studio.annotations(pair.link.project_id) if a["task"] == pair.tasks[2])
     assert (made["completed_by"], made["lead_time"], made["was_cancelled"]) == (people.ann.id, 0.9, False)
     stored = pair.store.decisions.count()
     assert not pair.sync()
@@ -86,6 +86,17 @@ def test_only_answers_since_the_asking_go_out(pair: Pair) -> None:
     pair.answer("ann", 0, "fear")
     assert pair.sync().sent.annotate == 1
     assert pair.there(0) == [("ann", "fear")]
+
+
+def test_an_answer_that_came_before_its_task_was_noted_goes_out_with_the_next_full_sync(pair: Pair) -> None:
+    (task,) = pair.store.exchange.tasks_by_id(pair.link.id, [pair.tasks[0]]).values()
+    pair.store.exchange.put_tasks(pair.link.id, [LinkedTask(task.task_id, pair.row(5), state="withdrawn")])
+    pair.answer("ann", 0, "anger")
+    assert pair.sync().sent.sent == 0
+    pair.store.exchange.put_tasks(pair.link.id, [task])
+    assert pair.sync(full=True).sent.annotate == 1
+    assert pair.there(0) == [("ann", "anger")]
+    assert pair.differences() == []
 
 
 def test_people_without_an_account_there_are_put_aside_with_the_reason(pair: Pair, people: People) -> None:

@@ -60,6 +60,23 @@ def test_new_changed_and_deleted(pair: Pair, people: People) -> None:
     assert pair.differences() == []
 
 
+def test_on_both_databases(
+    workspace: Workspace, store: LabelStore, studio: Studio, people: People, tmp_path: Path
+) -> None:
+    pair = link_pair(workspace, store, studio, tmp_path / "pictures", 3, ann=people.ann, ben=people.ben)
+    there = [pair.annotate(people.ann, face, "anger") for face in range(3)]
+    pair.answer("ben", 0, "fear")
+    pair.sync()
+    pair.edit(people.ann, there[0], "neutral")
+    pair.answer("ann", 0, "disgust")
+    pair.studio.delete(people.ann, there[1])
+    pair.sync(full=True)
+    assert pair.says(0) == pair.there(0) == [("ann", "disgust"), ("ann", "neutral"), ("ben", "fear")]
+    assert pair.says(1) == pair.there(1) == []
+    assert pair.differences() == []
+    assert not pair.sync()
+
+
 def test_what_was_shown_there_is_kept_as_a_lease_keeps_it(pair: Pair, people: People) -> None:
     pair.studio.annotate(people.ann, pair.tasks[0], *part("anger"), wrote("comment", "tense jaw"), lead_time=2.25)
     began = pair.studio.annotations(pair.link.project_id)[0]["created_at"]
