@@ -211,14 +211,16 @@ def read_faces(
             return str(error)
         return f"{image.image_id}{_SUFFIXES[file.media_type]}", file.data, file.media_type
 
-    with ThreadPoolExecutor(_READERS, "task-pictures") as readers:
+    # Cutting a face out of a photo takes as long as decoding it; for whole files threads would only be in the way.
+    with ThreadPoolExecutor(_READERS, "task-pictures") as cutters:
         for start in range(0, len(images), _FILES):
             chunk = images[start : start + _FILES]
-            for image, found in zip(chunk, readers.map(read, chunk), strict=True):
-                if isinstance(found, str):
-                    placing.gone[image.image_id] = found
+            found = cutters.map(read, chunk) if any(image.crop for image in chunk) else map(read, chunk)
+            for image, picture in zip(chunk, found, strict=True):
+                if isinstance(picture, str):
+                    placing.gone[image.image_id] = picture
                 else:
-                    yield image.image_id, found
+                    yield image.image_id, picture
 
 
 def named(file: str) -> str | None:
