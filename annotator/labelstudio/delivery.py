@@ -78,7 +78,7 @@ def _annotate(linked: Linked, intent: Intent, said: Annotation) -> Outcome:
         if error.status == _NOT_FOUND or not same:
             raise
         made = same[0]
-    return Outcome("done", _as_linked(linked, made, task_id, email, said))
+    return _done(linked, made, task_id, email, said)
 
 
 def _change(linked: Linked, there: LinkedAnswer, said: Annotation | None) -> Outcome:
@@ -88,7 +88,7 @@ def _change(linked: Linked, there: LinkedAnswer, said: Annotation | None) -> Out
         return Outcome("moved") if said is not None else Outcome("done", replace(there, state="deleted", reason=None))
     content = _content(linked, now)
     if said is not None and content is not None and content == linked.content(said):
-        return Outcome("done", _as_linked(linked, now, there.task_id, there.user, said))
+        return _done(linked, now, there.task_id, there.user, said)
     if content != there.content:
         return Outcome("moved")
     try:
@@ -100,7 +100,7 @@ def _change(linked: Linked, there: LinkedAnswer, said: Annotation | None) -> Out
         if error.status == _NOT_FOUND:
             return Outcome("moved")
         raise
-    return Outcome("done", _as_linked(linked, changed, there.task_id, there.user, said))
+    return _done(linked, changed, there.task_id, there.user, said)
 
 
 def _task(linked: Linked, task_id: int) -> dict[str, Any] | None:
@@ -117,9 +117,10 @@ def _content(linked: Linked, annotation: dict[str, Any]) -> str | None:
         return None
 
 
-def _as_linked(linked: Linked, annotation: dict[str, Any], task_id: int, email: str, said: Annotation) -> LinkedAnswer:
+def _done(linked: Linked, annotation: dict[str, Any], task_id: int, email: str, said: Annotation) -> Outcome:
     content = linked.content(said)
     if content is None or _content(linked, annotation) != content:
-        # Changed there before we heard that it had arrived: the next pull finds what it says now.
-        raise InputError(f"annotation {annotation['id']} does not say what was sent")
-    return LinkedAnswer(annotation["id"], task_id, email, annotation["updated_at"], content, said.id)
+        # It arrived earlier and was changed there since: the next pull knows it by the number of our answer.
+        return Outcome("moved")
+    seen = LinkedAnswer(annotation["id"], task_id, email, annotation["updated_at"], content, said.id)
+    return Outcome("done", seen)

@@ -172,7 +172,7 @@ class _Pass:
             tasks |= doubles
         start = 0
         while start < len(changed):
-            batch = changed[start : start + self._fitting]
+            batch = changed[start : start + self._exchange.batch_size]
             start += len(batch)
             faces = self._faces([tasks[task["id"]] for task in batch if task["id"] in tasks])
             yield [
@@ -181,11 +181,6 @@ class _Pass:
                 if (face := faces.get(task["id"])) is None or not face.erased
                 for finding in judge(self._linked, task, seen.get(task["id"], ()), face)
             ]
-
-    @property
-    def _fitting(self) -> int:
-        """How many answers go into one commit, with room to spare: this process reads the next page meanwhile."""
-        return max(1, 3 * self._exchange.batch_size // 4)
 
     def _linked_late(self) -> Iterator[list[Task]]:
         """Yield the tasks whose annotations were put aside because nobody knew their face, which is linked now."""
@@ -232,7 +227,7 @@ class _Pass:
         self._counts.update(f.what for f in batch if f.incoming is None)
         start = 0
         while start < len(storing):
-            part = storing[start : start + self._fitting]
+            part = storing[start : start + self._exchange.batch_size]
             start += len(part)
             outcomes = self._exchange.record(self._link_id, [incoming for incoming, _ in part])
             for (_, finding), outcome in zip(part, outcomes, strict=True):

@@ -64,6 +64,7 @@ def run(workspace: Workspace, store: LabelStore, server: Server, studio: Studio,
     after = _peak_mb()
     _wait_until_quiet(workspace, store, server, link)
     time.sleep(FULL_OVERLAP.total_seconds())
+    pull(workspace, store, server, link)
     full = _timed(lambda: sync_once(workspace, store, server, link, full=True))
     return {
         "annotations": report.new,

@@ -191,17 +191,21 @@ def test_a_change_whose_answer_was_lost_is_known_as_done(shaky: Pair, proxy: Pro
     assert (shaky.store.decisions.count(), shaky.differences(), _waiting(shaky)) == (stored, [], [])
 
 
-def test_a_repeated_unique_id_means_that_it_is_there(
-    shaky: Pair, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_repeated_unique_id_means_that_it_is_there(shaky: Pair, proxy: Proxy, people: People, edited: bool) -> None:
     """The annotation arrived, nobody heard of it, and no pull comes between."""
     shaky.answer("ann", 0, "anger")
     proxy.plan(loses_answer(), method="POST", path="annotations")
     shaky.sync()
+    (made,) = shaky.studio.annotations(shaky.link.project_id)
+    if edited:
+        shaky.edit(people.ann, made["id"], "fear")
     _hurry(shaky)
     report = outbox.deliver(shaky.linked)
-    assert (report.annotate, report.dead) == (1, 0)
-    assert len(shaky.studio.annotations(shaky.link.project_id)) == 1
+    assert (report.annotate, report.moved, report.dead) == (not edited, edited, 0)
+    assert proxy.count("POST", "annotations") == 2
+    shaky.sync()
+    assert shaky.there(0) == shaky.says(0) == [("ann", "fear" if edited else "anger")]
     assert (shaky.differences(), _waiting(shaky)) == ([], [])
 
 
