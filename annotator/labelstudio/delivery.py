@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from annotator.errors import InputError, RefusedError
+from annotator.errors import RefusedError
 from annotator.labelstudio import filters as where
 from annotator.labelstudio.changes import FIELDS
 from annotator.labelstudio.linked import Linked
