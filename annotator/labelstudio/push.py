@@ -33,7 +33,7 @@ from annotator.store.exchange_records import Link
 
 log = logging.getLogger(__name__)
 
-BATCH = 1_000
+BATCH = 2_000
 """Tasks in one request: the server takes larger ones faster, and shuts out annotators for as long."""
 FIRST_BATCH = 250
 MANY_TASKS = 100_000
@@ -41,6 +41,7 @@ MANY_TASKS = 100_000
 FILL_BELOW = 0.8
 """The share of `top_k` below which a watch fills up: every filling renews the predictions of all open tasks."""
 _SHOWN = 20
+_TOUCHED = 1_000
 
 
 def push(
@@ -83,19 +84,28 @@ def push_due(workspace: Workspace, store: LabelStore, link: Link) -> bool:
     Where the last push found no more faces, the next waits until something has happened.
     """
     exchange, memory = store.exchange, _memories.setdefault(store, _Memory())
+    if exchange.tasks(link.id, limit=1, states=ERASE) or version_due(store, link):
+        return True
     num_open, _ = exchange.open_mark(link.id)
-    if exchange.tasks(link.id, limit=1, states=ERASE) or (num_open and version_due(store, link)):
+    if num_open < FILL_BELOW * _top_k(link) and not memory.still_dry(store):
         return True
     seq = store.last_seq()
-    if seq != memory.seq and num_open and exchange.touched_rows(link.id, memory.seq, seq, 1):
+    touched = exchange.touched_rows(link.id, memory.looked, seq, _TOUCHED) if seq != memory.looked else {}
+    of_rows = exchange.tasks_of_rows(link.id, touched)
+    if len(touched) == _TOUCHED or any(task.state == "open" for tasks in of_rows.values() for task in tasks):
         return True
-    return num_open < FILL_BELOW * _top_k(link) and not memory.still_dry(store)
+    memory.looked = seq
+    return False
 
 
 @dataclass(slots=True)
 class _Memory:
-    """What a process remembers of its last push: up to which answer and face it looked, and whether none was left."""
+    """What a process remembers of its last push: what it knew, and whether no face was left.
 
+    looked: up to this annotation nobody has answered a face whose task is open.
+    """
+
+    looked: int = 0
     seq: int = 0
     generation: int | None = None
     size: int = 0
@@ -165,7 +175,7 @@ class _Push:
         for warning in self._warnings(0):
             self._warn(warning)
         scores = view.order.scores
-        _memories[self._store] = _Memory(view.book.seq, scores.id if scores else None, view.size, dry)
+        _memories[self._store] = _Memory(view.book.seq, view.book.seq, scores.id if scores else None, view.size, dry)
         return self._report
 
     def plan(self, limit: int | None) -> PushPlan:

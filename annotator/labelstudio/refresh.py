@@ -53,18 +53,18 @@ def base(version: str) -> str:
     return version.partition("~")[0]
 
 
-def origin(version: str | None) -> str | None:
+def origin(version: str) -> str:
     """Return what made a version: the snapshot or encoder in front of the generation's number."""
-    return version.rpartition(".")[0] or version if version is not None else None
+    return version.rpartition(".")[0] or version
 
 
 def version_due(store: LabelStore, link: Link) -> bool:
-    """Tell whether a new snapshot or encoder reads the faces since the project's version was made."""
+    """Tell whether open tasks need newer predictions: a new snapshot or encoder reads the faces, or they have none."""
     generation = store.learning.current_generation()
-    shown = link.model_version
-    if generation is None or shown is None:
+    if generation is None or not store.exchange.open_mark(link.id)[0]:
         return False
-    return origin(base(shown)) != origin(generation.model_version)
+    shown = link.model_version
+    return shown is None or origin(base(shown)) != origin(generation.model_version)
 
 
 def refresh(

@@ -22,7 +22,7 @@ from annotator.settings import Workspace
 from annotator.store import LabelStore
 from tests.labelstudio.killed import moments, pusher
 from tests.labelstudio.proxy import Fault, Proxy, answers, hangs_after, loses_answer, spoils_answer
-from tests.labelstudio.pushing import Bench, lease, linked, result
+from tests.labelstudio.pushing import Bench, lease, linked, make_link, result
 from tests.labelstudio.studio import Studio
 
 EVER = datetime.max.replace(tzinfo=UTC)
@@ -72,6 +72,22 @@ def uploads(bench: Bench) -> list[str]:
 
 def ids_of(bench: Bench, rows: list[int]) -> list[str]:
     return sorted(bench.image_id(row) for row in rows)
+
+
+def test_tasks_that_were_there_before_get_predictions(
+    studio: Studio, workspace: Workspace, sqlite_store: LabelStore, tmp_path: Path
+) -> None:
+    with studio.server() as server:
+        bench = linked(workspace, sqlite_store, server, 4, tmp_path / "faces", top_k=2)
+        data = [{"image": "x", "reason": "", "image_id": bench.image_id(row)} for row in bench.rows[:3]]
+        server.import_tasks(bench.project_id, [{"data": item} for item in data])
+        make_link(workspace, sqlite_store, server, project_id=bench.project_id)
+        assert not push_due(workspace, sqlite_store, bench.link), "no model has read the faces"
+        version = bench.publish(bench.rows[::-1])
+        assert push_due(workspace, sqlite_store, bench.link)
+        report = run(bench)
+        assert (report.pushed, report.renewed) == (0, 3)
+        bench.check(bench.rows[:3], version)
 
 
 def test_without_scores_faces_go_out_in_import_order(bench: Bench) -> None:
@@ -189,6 +205,7 @@ def test_a_task_on_which_the_server_fails_is_tried_again_later(
     bench: Bench, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "PAUSES", (0.01,) * 5)
+    monkeypatch.setattr(inflight, "TRIES", 3)
     with Picky(studio.url) as picky, studio.server(url=picky.url) as server:
         picky.word, picky.status = bench.image_id(bench.rows[3]).encode(), 500
         bench.server = server
@@ -274,7 +291,7 @@ def test_killed_at_any_moment_the_next_push_completes_it(bench: Bench, studio: S
     bench.store.exchange.update_link(bench.link.id, settings=settings)
     killed = 0
     with pusher(bench.workspace.root, studio.url, studio.admin.token, batch=5) as process:
-        for number, seconds in enumerate(moments(3, 20, 0.9)):
+        for number, seconds in enumerate(moments(3, 20, 0.7)):
             bench.publish(bench.rows if number % 2 else bench.rows[::-1])
             killed += process.push_and_kill(seconds)
     assert killed >= 8
