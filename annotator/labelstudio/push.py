@@ -169,7 +169,7 @@ class _Push:
             renewed = self._renew(view)
             version = renewed.version or self._renewing(view).new_version(None)
             self._tell(renewed=renewed.renewed, version=version)
-            self._fill(wanted, version)
+            self._fill(view, wanted, version)
         self._flights.settled(self._again.values())
         self._flights.looked(unsure=self._unsure)
         for warning in self._warnings(0):
@@ -192,7 +192,7 @@ class _Push:
             version=view.version,
             to_push=len(wanted),
             to_renew=open_tasks if renewed else 0,
-            first=tuple(wanted[:_SHOWN]),
+            first=tuple(view.tell(wanted[:_SHOWN])),
             withdraw=back,
             unfinished=len(self._flights.looks()),
             given_up=len(self._flights.given_up()),
@@ -207,8 +207,8 @@ class _Push:
             after = min(int(item.payload["after"]) for item in looks)
             self._tell(recovered=patiently(lambda: self._flights.find(after)))
 
-    def _wanted(self, view: QueueView, limit: int | None, freed: Collection[int] = ()) -> tuple[list[Wanted], bool]:
-        """Return the faces to push, and whether the queue has no more."""
+    def _wanted(self, view: QueueView, limit: int | None, freed: Collection[int] = ()) -> tuple[list[int], bool]:
+        """Return the rows of the faces to push, and whether the queue has no more."""
         room = max(_top_k(self._link) - self._open() + len(freed), 0)
         count = room if limit is None else min(room, limit)
         exchange = self._store.exchange
@@ -216,21 +216,25 @@ class _Push:
         out = {*exchange.open_rows(self._link.id).tolist(), *self._flights.given_up(), *waiting}
         names = {str(name).casefold() for name in self._link.settings.get("users", {}).values()}
         people = [user.id for user in self._store.accounts.list() if user.name.casefold() in names]
-        found: list[Wanted] = []
+        found: list[int] = []
         while len(found) < count:
             top = view.top(count - len(found), np.fromiter(out, dtype=np.int64, count=len(out)), people)
             if not top:
                 return found, True
-            out |= {item.row for item in top}
-            there = exchange.tasks_of_rows(self._link.id, [item.row for item in top])
-            self._search |= any(task.picture is not None for of_row in there.values() for task in of_row)
-            # Answered there and open here: the answer is in quarantine, or was a skip. A second task says no more.
-            found += [
-                item
-                for item in top
-                if item.arm == "review" or all(task.state != "answered" for task in there.get(item.row, ()))
-            ]
+            out |= set(top)
+            found += self._not_asked(view, top)
         return found, False
+
+    def _not_asked(self, view: QueueView, rows: Sequence[int]) -> list[int]:
+        """Leave out what was answered there and is open here: it is in quarantine, or was a skip.
+
+        A second task would say no more about it, unless it is to review a label.
+        """
+        there = self._store.exchange.tasks_of_rows(self._link.id, rows)
+        self._search |= any(task.picture is not None for of_row in there.values() for task in of_row)
+        answered = [row for row, of_row in there.items() if any(task.state == "answered" for task in of_row)]
+        known = {item.row for item in view.tell(answered) if item.arm != "review"}
+        return [row for row in rows if row not in known]
 
     def _renewing(self, view: QueueView) -> Renewing:
         return Renewing(self._workspace, self._store, self._server, self._link, view, self._progress)
@@ -242,13 +246,13 @@ class _Push:
             self._warn(f"old predictions are left in the project: {', '.join(renewed.left)}")
         return renewed
 
-    def _fill(self, wanted: Sequence[Wanted], version: str) -> None:
+    def _fill(self, view: QueueView, wanted: Sequence[int], version: str) -> None:
         if not wanted:
             return
         self._total = len(wanted)
         self._after = self._flights.look_above()
         with ThreadPoolExecutor(1, "push-keep") as self._keeper:
-            outcome = send(self._prepared(wanted, version), self._import, self._missing)
+            outcome = send(self._prepared(view, wanted, version), self._import, self._missing)
             self._kept()
         for sent, reason in outcome.refused:
             self._give_up(sent.item.image, reason)
@@ -257,17 +261,18 @@ class _Push:
         self._unsure |= outcome.unsure
         patiently(lambda: self._show(version))
 
-    def _prepared(self, wanted: Sequence[Wanted], version: str) -> Iterator[list[_Prepared]]:
+    def _prepared(self, view: QueueView, wanted: Sequence[int], version: str) -> Iterator[list[_Prepared]]:
         """Yield batches, first a small one; the next is made while the server works, unless that has to help."""
         first = min(FIRST_BATCH, BATCH)
         parts = iter([list(wanted[:first]), *in_batches(wanted[first:], BATCH)])
         if not self._pictures.by_themselves:
-            yield from (self._prepare(part, version) for part in parts)
+            yield from (self._prepare(view.tell(part), version) for part in parts)
             return
         with ThreadPoolExecutor(1, "push-ahead") as ahead:
-            coming = ahead.submit(self._prepare, next(parts), version)
+            make = lambda part: self._prepare(view.tell(part), version)  # noqa: E731
+            coming = ahead.submit(make, next(parts))
             for part in parts:
-                ready, coming = coming.result(), ahead.submit(self._prepare, part, version)
+                ready, coming = coming.result(), ahead.submit(make, part)
                 yield ready
             yield coming.result()
 

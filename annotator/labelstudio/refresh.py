@@ -172,7 +172,7 @@ class Renewing:
                 break
         found: dict[int, tuple[LinkedTask, Shown, float]] = {}
         for part in in_batches(tasks, BATCH):
-            now = self._view.now([task.row for task in part])
+            now = {item.row: item for item in self._view.tell([task.row for task in part])}
             found |= {task.task_id: (task, *self._said(task, now.get(task.row))) for task in part}
         return found
 

@@ -80,8 +80,8 @@ class QueueView(QueueState):
 
     def top(
         self, count: int, leave_out: "NDArray[np.int64] | Sequence[int]" = (), people: Collection[int] = ()
-    ) -> list[Wanted]:
-        """Return the first faces that are open and that nobody holds, in the order of the queue.
+    ) -> list[int]:
+        """Return the rows of the first faces that are open and that nobody holds, in the order of the queue.
 
         Args:
             count: at most this many.
@@ -98,14 +98,17 @@ class QueueView(QueueState):
             free &= ~self._all_of(self.book.skipped, people)[order.rows]
             if self._others(people):
                 free &= ~(order.review & self._all_of(self.book.own, people)[order.rows])
-        return self._told(np.flatnonzero(free)[: max(count, 0)].tolist())
+        return [int(row) for row in order.rows[np.flatnonzero(free)[: max(count, 0)]]]
 
-    def now(self, rows: Sequence[int]) -> dict[int, Wanted]:
-        """Return what would be said of faces now, answered or not; rows that are not in the order are left out."""
+    def tell(self, rows: Sequence[int]) -> list[Wanted]:
+        """Return what is said of faces, answered or not; those that are not in the order or unusable are left out."""
         places = np.full(self.size, -1, dtype=np.int64)
         places[self.order.rows] = np.arange(len(self.order.rows))
         found = places[np.asarray(rows, dtype=np.int64)]
-        return {item.row: item for item in self._told(found[found >= 0].tolist())}
+        positions = found[found >= 0].tolist()
+        images = self._store.images.by_rows([int(self.order.rows[position]) for position in positions])
+        pairs = zip(positions, images, strict=True)
+        return [self._wanted(self.order, position, image) for position, image in pairs if image.state == "active"]
 
     def gone(self, rows: Sequence[int]) -> NDArray[np.bool_]:
         """Tell which faces cannot be asked for any more: quarantined, erased, or of another split."""
@@ -135,12 +138,6 @@ class QueueView(QueueState):
 
     def _others(self, people: Collection[int]) -> bool:
         return any(p.id not in people and not p.disabled and not p.simulated for p in self._people)
-
-    def _told(self, positions: list[int]) -> list[Wanted]:
-        order = self.order
-        images = self._store.images.by_rows([int(order.rows[position]) for position in positions])
-        pairs = zip(positions, images, strict=True)
-        return [self._wanted(order, position, image) for position, image in pairs if image.state == "active"]
 
     def _wanted(self, order: FaceOrder, position: int, image: ImageRecord) -> Wanted:
         # What colleagues said is for reviewers alone: a second opinion is independent of the first.

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from annotator.labelstudio.wanted import LAST, UNREAD, QueueView
+from annotator.labelstudio.wanted import LAST, UNREAD, QueueView, Wanted
 from annotator.records import Answer, User
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -25,6 +25,11 @@ def desk(workspace: Workspace, store: LabelStore) -> Iterator[Desk]:
 
 def view(desk: Desk) -> QueueView:
     return QueueView.read(desk.workspace, desk.store)
+
+
+def first(desk: Desk, count: int) -> list[Wanted]:
+    found = view(desk)
+    return found.tell(found.top(count))
 
 
 def answer(desk: Desk, user: User, row: int, kind: str = "label") -> int:
@@ -46,7 +51,7 @@ def answer(desk: Desk, user: User, row: int, kind: str = "label") -> int:
 def test_it_says_what_a_lease_would_say(desk: Desk, columns: dict[str, object]) -> None:
     order = desk.rows[::-1]
     desk.publish(order, **columns)
-    found = view(desk).top(20)
+    found = first(desk, 20)
     leases = [item.lease for item in desk.take(desk.person("alice"), 20)]
     assert [item.row for item in found] == [one.row for one in leases] == order
     for item, one in zip(found, leases, strict=True):
@@ -58,8 +63,8 @@ def test_it_says_what_a_lease_would_say(desk: Desk, columns: dict[str, object]) 
 def test_without_scores_it_is_import_order(desk: Desk) -> None:
     found = view(desk)
     assert found.version == UNREAD
-    assert [item.row for item in found.top(5)] == desk.rows[:5]
-    assert found.top(5)[0].confidence == LAST
+    assert [item.row for item in found.tell(found.top(5))] == desk.rows[:5]
+    assert found.tell(found.top(5))[0].confidence == LAST
 
 
 def test_answered_held_and_named_faces_are_left_out(desk: Desk) -> None:
@@ -73,7 +78,7 @@ def test_answered_held_and_named_faces_are_left_out(desk: Desk) -> None:
     now = datetime.now(UTC)
     desk.store.leases.open([type(over)(**{**_fields(over), "expires_at": now - timedelta(seconds=1)})])
     expected = [desk.rows[n] for n in (19, 16, 14, 13)]
-    assert [item.row for item in view(desk).top(4, [desk.rows[15]])] == expected
+    assert view(desk).top(4, [desk.rows[15]]) == expected
 
 
 def _fields(record: object) -> dict[str, object]:
@@ -86,7 +91,7 @@ def test_faces_that_cannot_be_asked_any_more_are_left_out(desk: Desk) -> None:
     source = desk.store.images.register_source("/more", "folder", "folder")
     desk.store.images.add(source, [new_image("copy", content_hash="hash-1", given="anger")], "annotations")
     found = view(desk)
-    assert [item.row for item in found.top(2)] == desk.rows[2:4]
+    assert found.top(2) == desk.rows[2:4]
     assert found.gone(desk.rows[:3]).tolist() == [True, False, False]
     assert found.settled(desk.rows[1:3]).tolist() == [True, False]
 
@@ -95,28 +100,28 @@ def test_a_review_is_for_others_and_tells_nobody_what_was_said(desk: Desk) -> No
     alice, bob = desk.person("alice"), desk.person("bob")
     answer(desk, alice, desk.rows[3])
     desk.publish([desk.rows[3], desk.rows[4]], arms="review", given="anger", candidates=("fear", "anger"))
-    both = [item.row for item in view(desk).top(2, people=[alice.id, bob.id])]
+    both = view(desk).top(2, people=[alice.id, bob.id])
     assert both[0] == desk.rows[3]
-    assert "anger" not in view(desk).top(1)[0].reason.lower()
-    assert desk.rows[3] not in [item.row for item in view(desk).top(2, people=[alice.id])]
-    assert [item.row for item in view(desk).top(1, people=[bob.id])] == [desk.rows[3]]
+    assert "anger" not in first(desk, 1)[0].reason.lower()
+    assert desk.rows[3] not in view(desk).top(2, people=[alice.id])
+    assert view(desk).top(1, people=[bob.id]) == [desk.rows[3]]
 
 
 def test_what_all_of_them_have_put_off_is_left_out(desk: Desk) -> None:
     alice, bob = desk.person("alice"), desk.person("bob")
     answer(desk, alice, desk.rows[0], "skip")
-    assert view(desk).top(1, people=[alice.id, bob.id])[0].row == desk.rows[0]
+    assert view(desk).top(1, people=[alice.id, bob.id])[0] == desk.rows[0]
     answer(desk, bob, desk.rows[0], "flag")
-    assert view(desk).top(1, people=[alice.id, bob.id])[0].row == desk.rows[1]
-    assert view(desk).top(1)[0].row == desk.rows[0]
+    assert view(desk).top(1, people=[alice.id, bob.id])[0] == desk.rows[1]
+    assert view(desk).top(1)[0] == desk.rows[0]
 
 
 def test_the_priority_keeps_its_order_while_faces_are_imported(desk: Desk) -> None:
     write_generation(desk.workspace, desk.store, desk.rows[:8], desk.rows[:8][::-1])
-    before = {item.row: item.priority for item in view(desk).top(20)}
+    before = {item.row: item.priority for item in first(desk, 20)}
     source = desk.store.images.register_source("/more", "folder", "folder")
     desk.store.images.add(source, [new_image(f"more{n}") for n in range(30)], "none")
-    after = view(desk).top(50)
+    after = first(desk, 50)
     assert {item.row: item.priority for item in after[:20]} == before
     priorities = np.array([item.priority for item in after])
     assert (np.diff(priorities) > 0).all()
@@ -131,4 +136,4 @@ def test_it_knows_what_was_answered_since(desk: Desk) -> None:
     found = view(desk)
     assert found.answered_since(desk.rows[:3], [0, 0, 0]).tolist() == [True, True, False]
     assert found.answered_since(desk.rows[:3], [first] * 3).tolist() == [False, True, False]
-    assert found.now(desk.rows[:2])[desk.rows[0]].row == desk.rows[0]
+    assert [item.row for item in found.tell(desk.rows[:2])] == desk.rows[:2]
