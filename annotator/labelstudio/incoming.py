@@ -138,8 +138,9 @@ class _Voice:
             last = replace(self.base, annotation_id=echo.id, content=self.linked.content(echo) or "")
         if last.content == self.content:
             # A quarantine has ended, or it was saved again as it was.
-            state = "linked" if last.state == "quarantined" else last.state
-            return Finding("same", replace(last, ls_updated_at=self.base.ls_updated_at, state=state))
+            again = replace(last, ls_updated_at=self.base.ls_updated_at)
+            readable = last.state == "quarantined"
+            return Finding("same", replace(again, state="linked", reason=None) if readable else again)
         return self._edited(last)
 
     def _echo(self) -> Annotation | None:

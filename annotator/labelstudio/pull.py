@@ -31,6 +31,7 @@ from annotator.store.exchange_records import ForeignAnswer, Link, LinkedAnswer, 
 FULL_OVERLAP = timedelta(minutes=2)
 _STEP = timedelta(seconds=10)
 """The cursor of a quiet project is written no oftener than it moves by this."""
+_ASIDE = 10_000
 Progress = Callable[[int], None]
 
 
@@ -184,7 +185,7 @@ class _Pass:
 
     def _linked_late(self) -> Iterator[list[Task]]:
         """Yield the tasks whose annotations were put aside because nobody knew their face, which is linked now."""
-        waiting = [a for a in self._exchange.quarantined(self._link_id, 1000) if (a.reason or "").endswith(NO_FACE)]
+        waiting = [a for a in self._exchange.quarantined(self._link_id, _ASIDE) if (a.reason or "").endswith(NO_FACE)]
         if waiting:
             linked = self._exchange.tasks_by_id(self._link_id, {a.task_id for a in waiting})
             yield from named_tasks(self._linked.server, self._linked.link.project_id, sorted(linked))

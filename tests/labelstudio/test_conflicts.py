@@ -209,3 +209,15 @@ def test_others_answers_are_none_of_a_conflict(pair: Pair, people: People) -> No
     assert pair.label(0).state == "disputed"
     assert pair.differences() == []
     assert ours > 0
+
+
+@both_origins
+def test_skipped_there_and_corrected_here(pair: Pair, people: People, origin: str) -> None:
+    theirs, ours = _shared(pair, people, origin)
+    pair.studio.edit(people.ann, theirs, was_cancelled=True)
+    pair.answer("ann", 0, "disgust", supersedes=ours)
+    pair.sync()
+    assert pair.there(0) == pair.says(0) == [("ann", "disgust")]
+    assert pair.label(0).state == "labeled"
+    assert pair.differences() == []
+    assert not pair.sync()

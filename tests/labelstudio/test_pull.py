@@ -161,6 +161,9 @@ def test_an_answer_that_was_readable_before_stands_until_it_is_again(pair: Pair,
     _pull(pair)
     assert (_seen(pair, 0)[0].state, pair.says(0)) == ("quarantined", [("ann", "anger")])
     assert pair.sync().sent.sent == 0
+    pair.edit(people.ann, there, "anger")
+    assert _pull(pair).same == 1
+    assert (_seen(pair, 0)[0].state, _seen(pair, 0)[0].reason) == ("linked", None)
     pair.edit(people.ann, there, "fear")
     _pull(pair)
     assert pair.says(0) == pair.there(0) == [("ann", "fear")]
