@@ -6,7 +6,9 @@ pull finds the annotation and knows it by the number of our answer, or the next 
 """
 
 import logging
+import math
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,18 +53,19 @@ class SentReport:
         return self.annotate + self.edit + self.retract
 
 
-def deliver(linked: Linked) -> SentReport:
-    """Send everything whose time has come.
+def deliver(linked: Linked, *, seconds: float = math.inf) -> SentReport:
+    """Send everything whose time has come; after `seconds` the rest is left to the next time.
 
     Raises:
         RefusedError: the key is not accepted: nothing can be sent, and nothing is put aside for it.
     """
     counts: Counter[str] = Counter()
     began = datetime.now(UTC)  # what is put off from now on is left to the next delivery
+    until = time.monotonic() + seconds
     while items := linked.store.exchange.due(linked.link.id, KINDS, began, _BATCH):
         before = counts["later"]
         _deliver(linked, items, counts)
-        if counts["later"] - before == len(items):
+        if counts["later"] - before == len(items) or time.monotonic() > until:
             break  # nobody answers: the rest need not try
     return SentReport(**counts)
 

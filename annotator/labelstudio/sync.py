@@ -14,6 +14,7 @@
 Nothing in here depends on the order or the number of webhooks: they only say when to begin.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
@@ -63,8 +64,18 @@ def sync_once(
     *,
     full: bool = False,
     progress: Progress | None = None,
+    seconds: float = math.inf,
 ) -> News:
     """Pull, plan and deliver; one request when nothing happened on either side.
+
+    Args:
+        workspace: the workspace.
+        store: its open store.
+        server: the linked server.
+        link: the active link.
+        full: compare all ids and go through all answered faces as well.
+        progress: called with the number of tasks read so far.
+        seconds: how long to go on sending before the rest is left to the next time; it takes about 20 a second.
 
     Raises:
         UnreachableError: the server does not answer the pull; nothing is lost, try later.
@@ -72,21 +83,21 @@ def sync_once(
         InputError: the link is not active any more.
     """
     pulled = pull(workspace, store, server, link, full=full, progress=progress)
-    sent = _send(workspace, store, server, link, everything=full)
+    sent = _send(workspace, store, server, link, seconds, everything=full)
     for _ in range(_AGAIN):
         if not sent.moved:
             break
         pulled = _sum(pulled, pull(workspace, store, server, link))
-        sent = _sum(sent, _send(workspace, store, server, link))
+        sent = _sum(sent, _send(workspace, store, server, link, seconds))
     return News(pulled, sent)
 
 
 def _send(
-    workspace: Workspace, store: LabelStore, server: Server, link: Link, *, everything: bool = False
+    workspace: Workspace, store: LabelStore, server: Server, link: Link, seconds: float, *, everything: bool = False
 ) -> SentReport:
     linked = Linked.of(workspace, store, server, link)
     enqueue_outgoing(linked, everything=everything)
-    return deliver(linked)
+    return deliver(linked, seconds=seconds)
 
 
 def _sum(one: T, other: T) -> T:

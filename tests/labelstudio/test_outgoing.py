@@ -99,6 +99,15 @@ def test_an_answer_that_came_before_its_task_was_noted_goes_out_with_the_next_fu
     assert pair.differences() == []
 
 
+def test_a_long_outbox_does_not_keep_the_pull_waiting(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_BATCH", 2)
+    for face in range(6):
+        pair.answer("ann", face, "anger")
+    assert pair.sync(seconds=0).sent.annotate == 2
+    assert pair.sync().sent.annotate == 4
+    assert pair.differences() == []
+
+
 def test_people_without_an_account_there_are_put_aside_with_the_reason(pair: Pair, people: People) -> None:
     carl = pair.store.accounts.add("carl", "annotator", auth.hash_password("correct horse"))
     pair.answer("carl", 0, "anger")
@@ -219,10 +228,10 @@ def test_what_changed_there_between_pull_and_sending_is_not_written_over(
     once = iter([True])
     deliver = outbox.deliver
 
-    def edited_in_between(linked: object) -> outbox.SentReport:
+    def edited_in_between(linked: object, **more: float) -> outbox.SentReport:
         if next(once, False):
             pair.edit(people.ann, made["id"], "disgust")
-        return deliver(linked)  # type: ignore[arg-type]
+        return deliver(linked, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("annotator.labelstudio.sync.deliver", edited_in_between)
     news = pair.sync()
