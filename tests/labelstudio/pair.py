@@ -92,12 +92,17 @@ class Pair:
 
     def there(self, face: int) -> list[tuple[str, str]]:
         """Return who says what about a face in Label Studio, skips left out."""
-        task_id = self.tasks[face]
-        return sorted(
-            (self.name_of(a["completed_by"]), _words(*self._read(a)))
-            for a in self.studio.annotations(self.link.project_id)
-            if a["task"] == task_id and not a["was_cancelled"]
-        )
+        return self.all_there().get(face, [])
+
+    def all_there(self) -> dict[int, list[tuple[str, str]]]:
+        """Return who says what about each answered face in Label Studio, skips left out."""
+        faces = {task_id: face for face, task_id in enumerate(self.tasks)}
+        found: dict[int, list[tuple[str, str]]] = {}
+        for a in self.studio.annotations(self.link.project_id):
+            if a["task"] in faces and not a["was_cancelled"]:
+                said = (self.name_of(a["completed_by"]), _words(*self._read(a)))
+                found[faces[a["task"]]] = sorted([*found.get(faces[a["task"]], []), said])
+        return found
 
     def name_of(self, ls_user: int) -> str:
         """Return our name of an account there."""

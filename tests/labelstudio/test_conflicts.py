@@ -1,9 +1,11 @@
 """Both sides change the same answer: every combination, with real requests there and real answers here."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from annotator.labelstudio.incoming import BOTH_CHANGED, UNDONE_HERE
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from tests.labelstudio.conftest import People
@@ -32,44 +34,91 @@ def _shared(pair: Pair, people: People, origin: str) -> tuple[int, int]:
 both_origins = pytest.mark.parametrize("origin", ["there", "here"])
 
 
-@both_origins
-def test_edited_there_and_corrected_here(pair: Pair, people: People, origin: str) -> None:
-    theirs, ours = _shared(pair, people, origin)
-    pair.edit(people.ann, theirs, "fear")
-    pair.answer("ann", 0, "disgust", supersedes=ours)
+@dataclass(frozen=True)
+class Case:
+    """What happens there and here to an answer, "anger", that both sides know, and what both say afterwards.
+
+    there: a class, "delete", "skip" or nothing. here: a class, "undo", "correct and undo" or nothing.
+    """
+
+    there: str
+    here: str
+    says: tuple[str, ...]
+    state: str
+    conflict: str = ""
+    names: bool = True
+    """Whether the answer here names what it corrects."""
+
+
+CASES = (
+    Case("fear", "disgust", ("disgust", "fear"), "disputed", BOTH_CHANGED),
+    Case("fear", "disgust", ("disgust", "fear"), "disputed", BOTH_CHANGED, names=False),
+    Case("fear", "fear", ("fear",), "labeled"),
+    Case("fear", "fear", ("fear",), "labeled", names=False),
+    Case("fear", "undo", ("fear",), "labeled", UNDONE_HERE),
+    Case("fear", "correct and undo", ("fear",), "labeled"),
+    Case("fear", "", ("fear",), "labeled"),
+    Case("delete", "disgust", ("disgust",), "labeled"),
+    Case("delete", "disgust", ("disgust",), "labeled", names=False),
+    Case("delete", "undo", (), "unlabeled"),
+    Case("delete", "correct and undo", (), "unlabeled"),
+    Case("delete", "", (), "unlabeled"),
+    Case("skip", "disgust", ("disgust",), "labeled", BOTH_CHANGED),
+    Case("skip", "undo", (), "unlabeled", UNDONE_HERE),
+    Case("skip", "", (), "unlabeled"),
+    Case("", "disgust", ("disgust",), "labeled"),
+    Case("", "disgust", ("disgust",), "labeled", names=False),
+    Case("", "undo", (), "unlabeled"),
+    Case("", "correct and undo", ("anger",), "labeled"),
+)
+
+
+def _there(pair: Pair, people: People, case: Case, annotation_id: int) -> None:
+    if case.there == "delete":
+        pair.studio.delete(people.ann, annotation_id)
+    elif case.there == "skip":
+        pair.studio.edit(people.ann, annotation_id, was_cancelled=True)
+    elif case.there:
+        pair.edit(people.ann, annotation_id, case.there)
+
+
+def _here(pair: Pair, case: Case, face: int, annotation_id: int) -> None:
+    supersedes = annotation_id if case.names else None
+    if case.here == "undo":
+        pair.undo("ann", annotation_id)
+    elif case.here == "correct and undo":
+        pair.undo("ann", pair.answer("ann", face, "disgust", supersedes=supersedes))
+    elif case.here:
+        pair.answer("ann", face, case.here, supersedes=supersedes)
+
+
+@pytest.mark.parametrize("origin", ["there", "here"])
+def test_every_combination(
+    workspace: Workspace, sqlite_store: LabelStore, studio: Studio, people: People, tmp_path: Path, origin: str
+) -> None:
+    """Each on a face of its own, all in one sync."""
+    pair = link_pair(workspace, sqlite_store, studio, tmp_path / "pictures", len(CASES), ann=people.ann)
+    for face in range(len(CASES)):
+        if origin == "there":
+            pair.annotate(people.ann, face, "anger")
+        else:
+            pair.answer("ann", face, "anger")
     pair.sync()
-    assert pair.says(0) == pair.there(0) == [("ann", "disgust"), ("ann", "fear")]
-    label = pair.label(0)
-    assert (label.state, set(label.classes), label.num_annotators) == ("disputed", {"disgust", "fear"}, 1)
-    (conflict,) = pair.store.exchange.conflicts(pair.link.id)
-    assert (conflict.ls_id, conflict.user) == (theirs, people.ann.email)
-    assert "both answers are kept" in (conflict.reason or "")
     assert pair.differences() == []
-    assert not pair.sync()
-
-
-@both_origins
-def test_corrected_without_naming_what_it_corrects(pair: Pair, people: People, origin: str) -> None:
-    theirs, _ = _shared(pair, people, origin)
-    pair.edit(people.ann, theirs, "fear")
-    pair.answer("ann", 0, "disgust")
+    seen = pair.store.exchange.answers_of_tasks(pair.link.id, pair.tasks)
+    for face, case in enumerate(CASES):
+        (shared,) = seen[pair.tasks[face]]
+        _there(pair, people, case, shared.ls_id)
+        _here(pair, case, face, shared.annotation_id or 0)
     pair.sync()
-    assert pair.says(0) == pair.there(0) == [("ann", "disgust"), ("ann", "fear")]
-    assert pair.label(0).state == "disputed"
     assert pair.differences() == []
-
-
-@both_origins
-def test_the_same_edit_on_both_sides_is_none(pair: Pair, people: People, origin: str) -> None:
-    theirs, ours = _shared(pair, people, origin)
-    pair.edit(people.ann, theirs, "fear")
-    pair.answer("ann", 0, "fear", supersedes=ours)
-    stored = pair.store.decisions.count()
-    pair.sync()
-    assert pair.there(0) == pair.says(0) == [("ann", "fear")]
-    assert pair.store.decisions.count() == stored
-    assert pair.store.exchange.conflicts(pair.link.id) == []
-    assert pair.differences() == []
+    there = pair.all_there()
+    conflicts = {a.task_id: a.reason for a in pair.store.exchange.conflicts(pair.link.id)}
+    for face, case in enumerate(CASES):
+        wanted = [("ann", said) for said in case.says]
+        assert (there.get(face, []), pair.says(face)) == (wanted, wanted), case
+        assert pair.label(face).state == case.state, case
+        assert conflicts.get(pair.tasks[face], "") == case.conflict, case
     assert not pair.sync()
 
 
@@ -87,29 +136,6 @@ def test_edited_there_and_taken_back_here(pair: Pair, people: People, origin: st
     pair.sync()
     assert pair.there(0) == pair.says(0) == [("ann", "neutral")]
     assert pair.store.exchange.conflicts(pair.link.id) == []
-
-
-@both_origins
-def test_deleted_there_and_corrected_here(pair: Pair, people: People, origin: str) -> None:
-    theirs, ours = _shared(pair, people, origin)
-    pair.studio.delete(people.ann, theirs)
-    pair.answer("ann", 0, "disgust", supersedes=ours)
-    pair.sync()
-    assert pair.there(0) == pair.says(0) == [("ann", "disgust")]
-    assert pair.differences() == []
-    assert not pair.sync()
-
-
-@both_origins
-def test_deleted_there_and_taken_back_here(pair: Pair, people: People, origin: str) -> None:
-    theirs, ours = _shared(pair, people, origin)
-    pair.studio.delete(people.ann, theirs)
-    pair.undo("ann", ours)
-    stored = pair.store.decisions.count()
-    pair.sync()
-    assert pair.there(0) == pair.says(0) == []
-    assert pair.store.decisions.count() == stored
-    assert pair.differences() == []
 
 
 @both_origins
@@ -139,15 +165,6 @@ def test_corrected_and_taken_back_here_alone(pair: Pair, people: People, origin:
     assert pair.differences() == []
     assert [a["id"] for a in pair.studio.annotations(pair.link.project_id)] == []
     assert theirs > 0
-
-
-@both_origins
-def test_a_correction_taken_back_before_it_went_out_is_nothing(pair: Pair, people: People, origin: str) -> None:
-    _, ours = _shared(pair, people, origin)
-    pair.undo("ann", pair.answer("ann", 0, "fear", supersedes=ours))
-    assert pair.sync().sent.sent == 0
-    assert pair.there(0) == pair.says(0) == [("ann", "anger")]
-    assert pair.differences() == []
 
 
 def test_answered_on_both_sides_at_once(pair: Pair, people: People) -> None:
@@ -209,15 +226,3 @@ def test_others_answers_are_none_of_a_conflict(pair: Pair, people: People) -> No
     assert pair.label(0).state == "disputed"
     assert pair.differences() == []
     assert ours > 0
-
-
-@both_origins
-def test_skipped_there_and_corrected_here(pair: Pair, people: People, origin: str) -> None:
-    theirs, ours = _shared(pair, people, origin)
-    pair.studio.edit(people.ann, theirs, was_cancelled=True)
-    pair.answer("ann", 0, "disgust", supersedes=ours)
-    pair.sync()
-    assert pair.there(0) == pair.says(0) == [("ann", "disgust")]
-    assert pair.label(0).state == "labeled"
-    assert pair.differences() == []
-    assert not pair.sync()
