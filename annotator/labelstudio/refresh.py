@@ -2,21 +2,21 @@
 
 Label Studio orders by the predictions of the project's own model version and falls back to chance when a task has none.
 So all open tasks get the new version first; only when it is counted complete the project's version moves, and only then
-the older ones are deleted. A version is never completed bit by bit: after a crash the half-made one is deleted and made
-again, and one that the project shows already is made again under a name of its own, `<version>~2`.
+the older ones are deleted, when nobody is answering (`versions`). A version is never completed bit by bit: after a
+crash it is made again under a name of its own, `<version>~2`.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from annotator.errors import LabelStudioError, UnreachableError
+from annotator.errors import UnreachableError
 from annotator.ingest.cache import Progress
 from annotator.labelstudio.predicting import Predictor
 from annotator.labelstudio.sending import in_batches, send
 from annotator.labelstudio.server import Server, among
+from annotator.labelstudio.versions import Versions
 from annotator.labelstudio.wanted import LAST, QueueView, Wanted
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -26,11 +26,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 2_000
 """Predictions in one request; the server counts all tasks of the project anew after each."""
-VERSION = "version"
 _OPEN: tuple[TaskState, ...] = ("open",)
 _ROUNDS = 4
 _LISTED = 250
-_ALL = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +99,7 @@ class Renewing:
     ) -> None:
         self._exchange, self._server, self._link = store.exchange, server, link
         self._view, self._progress = view, progress
+        self._versions = Versions(store.exchange, server, link)
         self._predictor = Predictor(workspace, link)
         self._plain: set[int] = set()
         self._gone: set[int] = set()
@@ -111,24 +110,21 @@ class Renewing:
         if self._complete(shown):
             if self._link.model_version != shown:
                 self._exchange.update_link(self._link.id, model_version=shown)
-            return Renewal(shown, left=tuple(self._clear(keep=shown)))
-        left = self._clear(keep=shown)
-        if not self._some_open():
-            return self._start_anew(left)
-        return self._renew(shown)
+            return Renewal(shown, left=tuple(self._versions.tidy(keep=shown)))
+        return self._renew(shown) if self._some_open() else self._start_anew()
 
     def _complete(self, shown: str | None) -> bool:
         """Tell whether the project shows a version of this generation that every open task has."""
-        if shown is None or shown not in self._ours() or base(shown) != self._view.version:
+        if shown is None or shown not in self._versions.ours() or base(shown) != self._view.version:
             return False
         return self._some_open() and not self._exchange.stale_tasks(self._link.id, shown, 1)
 
     def _some_open(self) -> bool:
         return bool(self._exchange.tasks(self._link.id, limit=1, states=_OPEN))
 
-    def _start_anew(self, left: list[str]) -> Renewal:
+    def _start_anew(self) -> Renewal:
         """With nothing open, the first tasks that come bring their version with them, if the project has none."""
-        left = self._clear(keep=None)
+        left = self._versions.tidy(keep=None, at_once=True)
         self._exchange.update_link(self._link.id, model_version=None)
         return Renewal(None, left=tuple(left))
 
@@ -138,9 +134,9 @@ class Renewing:
             version = self.new_version(shown)
             items = self._items()
             if not items:
-                return self._start_anew([])
+                return self._start_anew()
             self._import(list(items.values()), version)
-            count = self._server.model_versions(self._link.project_id).get(version, 0)
+            count = self._versions.count(version)
             if count == len(items) - len(self._gone & items.keys()):
                 break
             log.info("%d predictions of %s where %d are due: made again", count, version, len(items))
@@ -151,16 +147,12 @@ class Renewing:
         said = [(task_id, shown) for task_id, (_, shown, _) in items.items() if task_id not in self._gone]
         self._exchange.confirm_predictions(self._link.id, said, version)
         self._exchange.update_link(self._link.id, model_version=version)
-        left = self._clear(keep=version)
+        left = self._versions.tidy(keep=version)
         return Renewal(version, len(said), len(self._plain), len(self._gone), tuple(left))
 
     def new_version(self, shown: str | None) -> str:
-        """Return a name that the project does not know, noted as ours before anything bears it."""
-        taken = set(self._server.model_versions(self._link.project_id)) | {shown}
-        names = (self._view.version if n == 1 else f"{self._view.version}~{n}" for n in range(1, len(taken) + 2))
-        version = next(name for name in names if name not in taken)
-        self._exchange.enqueue(self._link.id, [(VERSION, f"{VERSION}:{version}", {"version": version})])
-        return version
+        """Return a name for a version of this generation that the project does not know."""
+        return self._versions.make(self._view.version, shown)
 
     def _items(self) -> dict[int, tuple[LinkedTask, Shown, float]]:
         """Return every open task with what it shows from now on and its score."""
@@ -233,24 +225,3 @@ class Renewing:
             self._gone |= gone
             self._exchange.set_task_state(self._link.id, gone, "gone")
         return [item for item in part if int(item["task"]) in there - have]
-
-    def _ours(self) -> dict[str, int]:
-        """Return every version that we have made, with the id of its item in the outbox."""
-        items = self._exchange.due(self._link.id, [VERSION], datetime.max.replace(tzinfo=UTC), _ALL)
-        return {str(item.payload["version"]): item.id for item in items}
-
-    def _clear(self, keep: str | None) -> list[str]:
-        """Delete the versions of ours but one; return those that could not be deleted now."""
-        left = []
-        for version, item_id in self._ours().items():
-            if version == keep:
-                continue
-            try:
-                if version in self._server.model_versions(self._link.project_id):
-                    self._server.delete_model_version(self._link.project_id, version)
-            except LabelStudioError as error:
-                log.warning("predictions of %s are left in the project: %s", version, error)
-                left.append(version)
-            else:
-                self._exchange.done([item_id])
-        return left

@@ -15,6 +15,7 @@ from annotator.labelstudio.push import push, push_due
 from annotator.labelstudio.report import SyncReport
 from annotator.labelstudio.server import Server
 from annotator.labelstudio.sync import sync_once
+from annotator.labelstudio.versions import Versions
 from annotator.labelstudio.wake import Wake
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 CYCLE_SECONDS = 5.0
 FULL_SECONDS = 600.0
 """How often the ids of both sides are compared: what was deleted there without a webhook shows in nothing else."""
+SEND_SECONDS = 30.0
+"""How long a long outbox may keep the next pull waiting; the server takes about twenty answers a second."""
 LOOK_SECONDS = 0.2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _LOCKED_OUT = (401, 403)
@@ -91,14 +94,16 @@ class Watch:
     def cycle(self, link: Link) -> None:
         """Bring both sides together once."""
         self._full_wanted |= self._wake.take().full or time.monotonic() - self._full_at >= FULL_SECONDS
-        news = sync_once(self._workspace, self._store, self._server, link, full=self._full_wanted)
+        parts = self._workspace, self._store, self._server, link
+        news = sync_once(*parts, full=self._full_wanted, seconds=SEND_SECONDS)
         if self._full_wanted:
             self._full_wanted, self._full_at = False, time.monotonic()
+            Versions(self._store.exchange, self._server, link).sweep()
         if news:
             self._told(news.summary())
         if push_due(self._workspace, self._store, link):
             self._report.say("syncing")
-            pushed = push(self._workspace, self._store, self._server, link)
+            pushed = push(*parts)
             if pushed:
                 self._told(pushed.summary())
 

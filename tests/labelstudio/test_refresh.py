@@ -3,15 +3,17 @@
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from annotator.errors import LabelStudioError
-from annotator.labelstudio import sending
+from annotator.labelstudio import sending, versions
 from annotator.labelstudio.push import push
 from annotator.labelstudio.refresh import Renewal, refresh
+from annotator.labelstudio.versions import Versions
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.exchange_records import Shown
@@ -110,6 +112,7 @@ def test_the_order_is_ours_wherever_a_refresh_is_cut_off(
     bench: Bench, studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "PAUSES", (0.001,))
+    monkeypatch.setattr(versions, "QUIET", -timedelta(minutes=1))  # old predictions are deleted at once
     rows, done, old = task_rows(bench), list[int](), bench.rows
     order = shuffled(bench, 3)
     before, after = bench.link.model_version, bench.publish(order, candidates=("fear", "surprise"))
@@ -205,6 +208,29 @@ def test_a_version_that_is_shown_already_is_made_again_under_a_name_of_its_own(b
     assert renew(bench) == Renewal("test.1~2", renewed=FACES)
     bench.check(bench.rows, "test.1~2")
     assert renew(bench) == Renewal("test.1~2")
+
+
+def test_old_predictions_wait_until_nobody_answers(
+    bench: Bench, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = task_rows(bench)
+    before, answered = bench.shown_version(), [answer_next(bench, studio, studio.admin, rows)]
+    order = shuffled(bench, 5)
+    version = bench.publish(order, candidates=("anger", "fear"))
+    renew(bench)
+    assert bench.shown_version() == version
+    kept = bench.server.model_versions(bench.project_id)
+    assert kept.keys() == {before, version}, "deleting them would let whoever submits wait"
+    answered += [answer_next(bench, studio, studio.admin, rows) for _ in range(5)]
+    assert answered[1:] == left(order, answered[:1])[:5]
+    made = Versions(bench.store.exchange, bench.server, bench.link)
+    made.sweep()
+    assert bench.server.model_versions(bench.project_id) == kept
+    monkeypatch.setattr(versions, "QUIET", -timedelta(minutes=1))  # as if all of it were long ago
+    made.sweep()
+    assert bench.server.model_versions(bench.project_id).keys() == {version}
+    assert bench.shown_version() == version
+    assert list(made.ours()) == [version]
 
 
 def test_tasks_that_somebody_deleted_there_are_left_out(bench: Bench) -> None:
