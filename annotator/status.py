@@ -5,7 +5,7 @@ from typing import Any
 
 from annotator import encoders
 from annotator.chains import Standing, standings
-from annotator.labelstudio.credentials import redact
+from annotator.labelstudio.api.credentials import redact
 from annotator.labelstudio.report import sync_state
 from annotator.locks import lock_held
 from annotator.settings import Workspace

@@ -18,7 +18,7 @@ from annotator.commands.workspaces import export as write_command
 from annotator.errors import InputError, NotFoundError
 from annotator.export import FORMATS, export
 from annotator.ingest.importer import run_import
-from annotator.labelstudio.exporting import export_tasks
+from annotator.labelstudio.files.writing import export_tasks
 from annotator.records import Answer, User
 from annotator.settings import Workspace
 from annotator.store import LabelStore

@@ -9,8 +9,8 @@ from rich.table import Table
 from annotator.commands.console import out
 
 if TYPE_CHECKING:
-    from annotator.labelstudio.planned import Planned
-    from annotator.labelstudio.push_report import PushPlan
+    from annotator.labelstudio.answers.planned import Planned
+    from annotator.labelstudio.tasks.push_report import PushPlan
 
 _ROWS = 30
 """Lines of a table that are shown; a lab's project has more than anybody reads."""

@@ -15,7 +15,7 @@ from annotator.commands.console import JsonFlag, WorkspaceArg, err, opened, out,
 from annotator.errors import InputError
 
 if TYPE_CHECKING:
-    from annotator.labelstudio.server import Server
+    from annotator.labelstudio.api.server import Server
     from annotator.settings import Workspace
     from annotator.store import LabelStore
     from annotator.store.exchange_records import Link
@@ -53,9 +53,9 @@ def choose_workspace(context: typer.Context, ws: WorkspaceArg) -> None:
 @contextmanager
 def _server(context: typer.Context, url: str) -> Iterator[tuple["Workspace", "LabelStore", "Server"]]:
     """Open the workspace and a server, as the only sync on the workspace."""
-    from annotator.labelstudio.credentials import api_key
+    from annotator.labelstudio.api.credentials import api_key
+    from annotator.labelstudio.api.server import Server
     from annotator.labelstudio.report import LOCK
-    from annotator.labelstudio.server import Server
     from annotator.locks import only_one
 
     with (
@@ -133,7 +133,7 @@ def link(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a project with our classes, adopt one, or bring the link up to date."""
-    from annotator.labelstudio.link import link as run
+    from annotator.labelstudio.linking.link import link as run
 
     with _server(context, url) as (workspace, store, server):
         report = run(
@@ -174,10 +174,10 @@ def push(
     What changed there is taken in first, so that nothing is sent over an answer that is newer.
     """
     from annotator.commands.plans import push_json, show_planned, show_push
-    from annotator.labelstudio.outgoing import plan_outgoing
-    from annotator.labelstudio.push import plan_push
-    from annotator.labelstudio.push import push as run
-    from annotator.labelstudio.sync import sync_once
+    from annotator.labelstudio.answers.outgoing import plan_outgoing
+    from annotator.labelstudio.answers.sync import sync_once
+    from annotator.labelstudio.tasks.push import plan_push
+    from annotator.labelstudio.tasks.push import push as run
 
     with _linked(context) as (workspace, store, server, active):
         if dry_run:
@@ -210,8 +210,8 @@ def pull(
 ) -> None:
     """Take in what was answered, edited and deleted there."""
     from annotator.commands.plans import show_planned
-    from annotator.labelstudio.pull import plan_pull
-    from annotator.labelstudio.pull import pull as run
+    from annotator.labelstudio.answers.pull import plan_pull
+    from annotator.labelstudio.answers.pull import pull as run
 
     with _linked(context) as (workspace, store, server, active):
         if dry_run:
@@ -256,8 +256,8 @@ def status(
         told = link_status(workspace, store)
         link = store.exchange.link()
         if check and link is not None:
-            from annotator.labelstudio.credentials import api_key
-            from annotator.labelstudio.server import Server
+            from annotator.labelstudio.api.credentials import api_key
+            from annotator.labelstudio.api.server import Server
 
             with Server(link.url, api_key(link.url)) as server:
                 told["server"] = ask_server(server, link)
@@ -277,8 +277,8 @@ def unlink(
     yes: Annotated[bool, typer.Option("--yes", help="Delete, also answers that were not pulled.")] = False,
 ) -> None:
     """End the link: webhook and ML backend are disconnected, every answer stays here."""
+    from annotator.labelstudio.linking.unlink import unlink as run
     from annotator.labelstudio.report import LOCK
-    from annotator.labelstudio.unlink import unlink as run
     from annotator.locks import only_one
 
     if leave:
@@ -306,7 +306,7 @@ def import_(
     as_json: JsonFlag = False,
 ) -> None:
     """Store the answers of an exported file, without a server; the faces are here already."""
-    from annotator.labelstudio.files import read_answers
+    from annotator.labelstudio.files.reading import read_answers
 
     with opened(context.obj) as (workspace, store):
         report = read_answers(

@@ -153,7 +153,7 @@ def export(
 ) -> None:
     """Write the labels (and who said what) for training scripts and papers."""
     from annotator.export import export as write
-    from annotator.labelstudio.exporting import export_tasks
+    from annotator.labelstudio.files.writing import export_tasks
 
     with opened(ws) as (workspace, store), progress_bar("exporting") as progress:
         if format is ExportFormat.labelstudio:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.labelstudio.predicting import Predictor
-from annotator.labelstudio.refresh import base
-from annotator.labelstudio.wanted import LAST, UNREAD
+from annotator.labelstudio.tasks.predicting import Predictor
+from annotator.labelstudio.tasks.refresh import base
+from annotator.labelstudio.tasks.wanted import LAST, UNREAD
 from annotator.order import FaceOrder
 from annotator.store import LabelStore
 from annotator.store.exchange_records import Link, LinkedTask, Shown

@@ -3,8 +3,8 @@
 from typing import Any
 
 from annotator.errors import LabelStudioError
+from annotator.labelstudio.api.server import Server
 from annotator.labelstudio.report import sync_state
-from annotator.labelstudio.server import Server
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.exchange_records import Link

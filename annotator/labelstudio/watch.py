@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 
 from annotator.errors import RefusedError, UnreachableError
-from annotator.labelstudio.push import push, push_due
+from annotator.labelstudio.answers.sync import sync_once
+from annotator.labelstudio.api.server import Server
 from annotator.labelstudio.report import SyncReport
-from annotator.labelstudio.server import Server
-from annotator.labelstudio.sync import sync_once
-from annotator.labelstudio.versions import Versions
+from annotator.labelstudio.tasks.push import push, push_due
+from annotator.labelstudio.tasks.versions import Versions
 from annotator.labelstudio.wake import Wake
 from annotator.settings import Workspace
 from annotator.store import LabelStore

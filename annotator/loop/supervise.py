@@ -9,7 +9,7 @@ import time
 from types import FrameType
 
 from annotator.errors import InputError, WorkspaceError
-from annotator.labelstudio.credentials import api_key
+from annotator.labelstudio.api.credentials import api_key
 from annotator.loop.processes import start_child, stop_child
 from annotator.settings import Workspace
 from annotator.store import LabelStore

@@ -25,7 +25,7 @@ import numpy as np
 
 from annotator.auth import token_digest
 from annotator.labelstudio.backend import Backend
-from annotator.labelstudio.label_config import own_mapping
+from annotator.labelstudio.config.generated import own_mapping
 from annotator.order import FaceOrder
 from annotator.scores import ScoresReader
 from annotator.settings import Workspace

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from annotator import auth, taxonomy
-from annotator.labelstudio.changes import changed_tasks
-from annotator.labelstudio.label_config import generate, own_mapping
-from annotator.labelstudio.pull import FULL_OVERLAP, PullReport, pull
-from annotator.labelstudio.server import Server
-from annotator.labelstudio.sync import sync_once
+from annotator.labelstudio.answers.changes import changed_tasks
+from annotator.labelstudio.answers.pull import FULL_OVERLAP, PullReport, pull
+from annotator.labelstudio.answers.sync import sync_once
+from annotator.labelstudio.api.server import Server
+from annotator.labelstudio.config.generated import generate, own_mapping
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.database import Database

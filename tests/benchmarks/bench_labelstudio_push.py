@@ -22,10 +22,10 @@ from typing import Any
 import httpx
 
 from annotator import taxonomy
-from annotator.labelstudio.label_config import generate
-from annotator.labelstudio.push import push
-from annotator.labelstudio.refresh import refresh
-from annotator.labelstudio.server import Server
+from annotator.labelstudio.api.server import Server
+from annotator.labelstudio.config.generated import generate
+from annotator.labelstudio.tasks.push import push
+from annotator.labelstudio.tasks.refresh import refresh
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from tests.labelstudio.pushing import Bench, make_link, with_faces

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from annotator import taxonomy
-from annotator.labelstudio.link import link as make_link
+from annotator.labelstudio.linking.link import link as make_link
 from annotator.labelstudio.report import sync_state
 from annotator.settings import Workspace
 from annotator.store import LabelStore

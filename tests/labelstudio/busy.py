@@ -14,8 +14,8 @@ import httpx
 
 from annotator import auth
 from annotator.errors import LabelStudioError
-from annotator.labelstudio.push import push
-from annotator.labelstudio.server import Server
+from annotator.labelstudio.api.server import Server
+from annotator.labelstudio.tasks.push import push
 from annotator.records import Answer, User
 from annotator.settings import Workspace
 from annotator.store import LabelStore

@@ -20,8 +20,8 @@ VARIABLE = "LABEL_STUDIO_API_KEY"
 def main() -> None:
     import label_studio_sdk.client  # noqa: F401  (a second to load)
 
-    from annotator.labelstudio import push as pushing
-    from annotator.labelstudio.server import Server
+    from annotator.labelstudio.api.server import Server
+    from annotator.labelstudio.tasks import push as pushing
     from annotator.settings import Workspace
     from annotator.store import LabelStore
 

@@ -29,9 +29,9 @@ def main() -> None:
 
 def _work(root: Path, url: str) -> None:
     from annotator.errors import LabelStudioError
-    from annotator.labelstudio.push import push
-    from annotator.labelstudio.server import Server
-    from annotator.labelstudio.sync import sync_once
+    from annotator.labelstudio.answers.sync import sync_once
+    from annotator.labelstudio.api.server import Server
+    from annotator.labelstudio.tasks.push import push
     from annotator.settings import Workspace
     from annotator.store import LabelStore
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from annotator import auth, taxonomy
 from annotator.consensus import COUNTING, voices
-from annotator.labelstudio.label_config import generate, own_mapping
-from annotator.labelstudio.linked import Linked
-from annotator.labelstudio.server import Server
-from annotator.labelstudio.sync import News, sync_once
+from annotator.labelstudio.answers.linked import Linked
+from annotator.labelstudio.answers.sync import News, sync_once
+from annotator.labelstudio.api.server import Server
+from annotator.labelstudio.config.generated import generate, own_mapping
 from annotator.records import Annotation, Answer, AnswerKind, Label
 from annotator.settings import Workspace
 from annotator.store import LabelStore

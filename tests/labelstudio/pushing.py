@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from annotator.labelstudio.link import link as make_link
-from annotator.labelstudio.server import Server
+from annotator.labelstudio.api.server import Server
+from annotator.labelstudio.linking.link import link as make_link
 from annotator.records import Answer, Lease, User
 from annotator.scores import ScoresReader
 from annotator.settings import Workspace

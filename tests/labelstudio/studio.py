@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
-from annotator.labelstudio.server import Server
+from annotator.labelstudio.api.server import Server
 from tests.labelstudio import install
 
 _PR_SET_PDEATHSIG = 1

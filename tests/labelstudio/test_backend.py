@@ -15,10 +15,10 @@ from playwright.sync_api import expect, sync_playwright
 
 from annotator.errors import RefusedError
 from annotator.ingest.demo_faces import render
-from annotator.labelstudio.link import link as make_link
-from annotator.labelstudio.push import push
-from annotator.labelstudio.refresh import refresh
-from annotator.labelstudio.server import Server
+from annotator.labelstudio.api.server import Server
+from annotator.labelstudio.linking.link import link as make_link
+from annotator.labelstudio.tasks.push import push
+from annotator.labelstudio.tasks.refresh import refresh
 from annotator.labelstudio.wake import Wake
 from annotator.settings import Workspace
 from annotator.store import LabelStore

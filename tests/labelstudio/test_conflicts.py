@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from annotator.labelstudio.incoming import BOTH_CHANGED, UNDONE_HERE
+from annotator.labelstudio.answers.incoming import BOTH_CHANGED, UNDONE_HERE
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from tests.labelstudio.conftest import People

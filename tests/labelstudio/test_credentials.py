@@ -9,7 +9,7 @@ import keyring.errors
 import pytest
 
 from annotator.errors import InputError
-from annotator.labelstudio.credentials import SERVICE, VARIABLE, api_key, redact
+from annotator.labelstudio.api.credentials import SERVICE, VARIABLE, api_key, redact
 
 URL = "http://studio.example.com:8080"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"

@@ -15,10 +15,10 @@ from PIL import Image
 
 from annotator.errors import InputError
 from annotator.ingest.importer import run_import
-from annotator.labelstudio.exporting import config_path, export_tasks
-from annotator.labelstudio.files import FileReport, read_answers
-from annotator.labelstudio.label_config import generate, own_mapping
-from annotator.labelstudio.results import Said, parse_result, to_result
+from annotator.labelstudio.config.generated import generate, own_mapping
+from annotator.labelstudio.config.results import Said, parse_result, to_result
+from annotator.labelstudio.files.reading import FileReport, read_answers
+from annotator.labelstudio.files.writing import config_path, export_tasks
 from annotator.records import Annotation, Answer, User
 from annotator.settings import Workspace
 from annotator.store import LabelStore

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotator.errors import InputError, TaxonomyError
-from annotator.labelstudio.label_config import Mapping, generate, own_mapping, read_config
-from annotator.labelstudio.results import Said, parse_result, prediction, to_result
+from annotator.labelstudio.config.generated import Mapping, generate, own_mapping, read_config
+from annotator.labelstudio.config.results import Said, parse_result, prediction, to_result
 from annotator.taxonomy import AFFECTNET7, BUILTIN, FERPLUS, Taxonomy, custom
 from tests.labelstudio.studio import Studio
 

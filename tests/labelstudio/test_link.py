@@ -11,11 +11,11 @@ import pytest
 
 from annotator import taxonomy
 from annotator.errors import ConflictError, InputError, RefusedError, UnreachableError
-from annotator.labelstudio.label_config import Mapping, own_mapping
-from annotator.labelstudio.link import LinkReport, link
-from annotator.labelstudio.link_project import MARK
-from annotator.labelstudio.server import PROJECT_DEFAULTS, SECRET_HEADER, Server
-from annotator.labelstudio.unlink import num_not_pulled, unlink
+from annotator.labelstudio.api.server import PROJECT_DEFAULTS, SECRET_HEADER, Server
+from annotator.labelstudio.config.generated import Mapping, own_mapping
+from annotator.labelstudio.linking.link import LinkReport, link
+from annotator.labelstudio.linking.project import MARK
+from annotator.labelstudio.linking.unlink import num_not_pulled, unlink
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.exchange_records import Link, LinkedAnswer, LinkedTask

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from annotator.labelstudio.matching import ImageIndex, match
+from annotator.labelstudio.linking.matching import ImageIndex, match
 from annotator.records import NewImage
 from annotator.settings import Workspace
 from annotator.store import LabelStore

@@ -8,9 +8,9 @@ import pytest
 
 from annotator import auth
 from annotator.errors import RefusedError
-from annotator.labelstudio import outbox
-from annotator.labelstudio.outgoing import KINDS, enqueue_outgoing, plan_outgoing
-from annotator.labelstudio.sync import sync_once
+from annotator.labelstudio.answers import outbox
+from annotator.labelstudio.answers.outgoing import KINDS, enqueue_outgoing, plan_outgoing
+from annotator.labelstudio.answers.sync import sync_once
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.exchange_records import LinkedTask, OutboxItem
@@ -233,7 +233,7 @@ def test_what_changed_there_between_pull_and_sending_is_not_written_over(
             pair.edit(people.ann, made["id"], "disgust")
         return deliver(linked, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("annotator.labelstudio.sync.deliver", edited_in_between)
+    monkeypatch.setattr("annotator.labelstudio.answers.sync.deliver", edited_in_between)
     news = pair.sync()
     assert (news.sent.moved, news.pulled.conflict) == (1, 1)
     assert pair.says(0) == pair.there(0) == [("ann", "disgust"), ("ann", "fear")]

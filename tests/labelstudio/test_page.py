@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from annotator.labelstudio.label_config import generate, own_mapping
-from annotator.labelstudio.results import Said, parse_result, prediction
+from annotator.labelstudio.config.generated import generate, own_mapping
+from annotator.labelstudio.config.results import Said, parse_result, prediction
 from annotator.taxonomy import FERPLUS
 from tests.ingest.builders import encoded, picture
 from tests.labelstudio.studio import Studio

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from annotator.errors import UnreachableError
-from annotator.labelstudio.changes import changed_tasks, moment
-from annotator.labelstudio.pull import PullReport, plan_pull, pull
+from annotator.labelstudio.answers.changes import changed_tasks, moment
+from annotator.labelstudio.answers.pull import PullReport, plan_pull, pull
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.exchange_records import LinkedAnswer, LinkedTask
@@ -117,7 +117,7 @@ def test_a_quiet_project_is_not_read_again(pair: Pair, people: People) -> None:
 
 
 def _later(time_there: object, seconds: int) -> str:
-    from annotator.labelstudio.filters import stamp
+    from annotator.labelstudio.api.filters import stamp
 
     return stamp(time_there + timedelta(seconds=seconds))  # type: ignore[operator]
 

@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 from annotator.errors import LabelStudioError
-from annotator.labelstudio import inflight, sending
-from annotator.labelstudio import push as pushing
-from annotator.labelstudio.pictures import named
-from annotator.labelstudio.push import plan_push, push, push_due
-from annotator.labelstudio.push_report import PushReport
-from annotator.labelstudio.sync import sync_once
-from annotator.labelstudio.wanted import UNREAD
+from annotator.labelstudio.answers.sync import sync_once
+from annotator.labelstudio.tasks import inflight, sending
+from annotator.labelstudio.tasks import push as pushing
+from annotator.labelstudio.tasks.pictures import named
+from annotator.labelstudio.tasks.push import plan_push, push, push_due
+from annotator.labelstudio.tasks.push_report import PushReport
+from annotator.labelstudio.tasks.wanted import UNREAD
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from tests.labelstudio.killed import moments, pusher

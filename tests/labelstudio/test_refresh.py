@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from annotator.errors import LabelStudioError
-from annotator.labelstudio import sending, versions
-from annotator.labelstudio.push import push
-from annotator.labelstudio.refresh import Renewal, refresh
-from annotator.labelstudio.versions import Versions
+from annotator.labelstudio.tasks import sending, versions
+from annotator.labelstudio.tasks.push import push
+from annotator.labelstudio.tasks.refresh import Renewal, refresh
+from annotator.labelstudio.tasks.versions import Versions
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.exchange_records import Shown

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from annotator.errors import InputError
-from annotator.labelstudio.label_config import Mapping, own_mapping, read_config
-from annotator.labelstudio.results import (
+from annotator.labelstudio.config.generated import Mapping, own_mapping, read_config
+from annotator.labelstudio.config.results import (
     MalformedResultError,
     Said,
     canonical,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from annotator import auth
 from annotator.cli import app
-from annotator.labelstudio.push import push
+from annotator.labelstudio.tasks.push import push
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from tests.labelstudio.conftest import People

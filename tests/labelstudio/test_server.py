@@ -11,8 +11,8 @@ import jwt
 import pytest
 
 from annotator.errors import InputError, RefusedError, UnreachableError
-from annotator.labelstudio import server as requests
-from annotator.labelstudio.server import SECRET_HEADER, WEBHOOK_ACTIONS, Server
+from annotator.labelstudio.api import server as requests
+from annotator.labelstudio.api.server import SECRET_HEADER, WEBHOOK_ACTIONS, Server
 from tests.labelstudio.conftest import PLAIN_CONFIG, People
 from tests.labelstudio.hooks import Receiver
 from tests.labelstudio.install import TOKEN, VERSION

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from annotator.errors import LabelStudioError
-from annotator.labelstudio import changes
-from annotator.labelstudio.outgoing import KINDS
-from annotator.labelstudio.push import push
+from annotator.labelstudio.answers import changes
+from annotator.labelstudio.answers.outgoing import KINDS
+from annotator.labelstudio.tasks.push import push
 from annotator.labelstudio.wake import Wake
 from annotator.settings import Workspace
 from annotator.store import LabelStore

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from annotator.labelstudio.wanted import LAST, UNREAD, QueueView, Wanted
+from annotator.labelstudio.tasks.wanted import LAST, UNREAD, QueueView, Wanted
 from annotator.records import Answer, User
 from annotator.settings import Workspace
 from annotator.store import LabelStore

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from annotator.errors import RefusedError
+from annotator.labelstudio.api.server import Server
 from annotator.labelstudio.report import sync_state
-from annotator.labelstudio.server import Server
 from annotator.labelstudio.wake import Wake
 from annotator.labelstudio.watch import Watch
 from annotator.locks import only_one

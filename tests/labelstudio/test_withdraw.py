@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from annotator.labelstudio.inflight import delete_unanswered
-from annotator.labelstudio.link import link as make_link
-from annotator.labelstudio.pictures import named
-from annotator.labelstudio.push import push
-from annotator.labelstudio.sync import sync_once
-from annotator.labelstudio.wanted import QueueView
-from annotator.labelstudio.withdraw import Withdrawn, plan_withdraw, withdraw
+from annotator.labelstudio.answers.sync import sync_once
+from annotator.labelstudio.linking.link import link as make_link
+from annotator.labelstudio.tasks.inflight import delete_unanswered
+from annotator.labelstudio.tasks.pictures import named
+from annotator.labelstudio.tasks.push import push
+from annotator.labelstudio.tasks.wanted import QueueView
+from annotator.labelstudio.tasks.withdraw import Withdrawn, plan_withdraw, withdraw
 from annotator.maintenance.erase import erase
 from annotator.settings import Workspace
 from annotator.store import LabelStore

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from annotator.auth import token_digest
-from annotator.labelstudio.label_config import own_mapping
-from annotator.labelstudio.server import SECRET_HEADER
+from annotator.labelstudio.api.server import SECRET_HEADER
+from annotator.labelstudio.config.generated import own_mapping
+from annotator.labelstudio.tasks.wanted import UNREAD
 from annotator.labelstudio.wake import Wake
-from annotator.labelstudio.wanted import UNREAD
 from annotator.settings import Workspace
 from annotator.store import LabelStore
 from annotator.store.exchange_records import Link, LinkedTask, Shown

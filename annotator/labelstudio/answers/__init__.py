@@ -1,0 +1,1 @@
+"""Answers: in from Label Studio, out from our page, and what happens where both sides changed one."""

@@ -1,0 +1,1 @@
+"""Label Studio's HTTP interface. Nothing else in the project talks to it."""

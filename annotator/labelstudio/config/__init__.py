@@ -1,0 +1,1 @@
+"""Labeling configurations and what people say with them."""

@@ -1,0 +1,1 @@
+"""Tasks: which faces are asked there, with which predictions, and for how long."""
