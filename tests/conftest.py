@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
@@ -146,6 +147,7 @@ def zygote() -> Iterator[Zygote]:
         "learner.round",
         "annotator.loop.embed_network",
         "learner.pretrain.loop",
+        *(["label_studio_sdk.client"] if find_spec("label_studio_sdk") else []),
     ) as running:
         yield running
 

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 
 from annotator.auth import AttemptLimiter, token_digest
 from annotator.errors import AuthError, NotFoundError, TooManyAttemptsError
-from annotator.labelstudio.server import SECRET_HEADER
+from annotator.labelstudio.api.server import SECRET_HEADER
 from annotator.store import LabelStore
 from annotator.store.exchange_records import Link
 

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from annotator.errors import ConflictError, InputError, NotFoundError
-from annotator.labelstudio.server import WEBHOOK_ACTIONS
+from annotator.labelstudio.api.server import WEBHOOK_ACTIONS
 from annotator.store.exchange_records import Link
 from annotator.store.learning import RETRAIN
 from ui.models import BackendHealth, BackendPredictions, BackendSetup, BackendVersions, HookReply
