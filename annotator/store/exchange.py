@@ -15,7 +15,7 @@ from annotator.records import Annotation, Stored
 from annotator.store.database import Database
 from annotator.store.decisions import READ, Decisions, as_annotation
 from annotator.store.exchange_answers import LinkedAnswers, put_answers
-from annotator.store.exchange_outbox import Outbox
+from annotator.store.exchange_outbox import NOTES, Outbox
 from annotator.store.exchange_records import (
     ANSWER_STATES,
     OUTBOX_STATES,
@@ -164,7 +164,7 @@ class Exchange(LinkedTasks, LinkedAnswers, Outbox):
         return dict(islice(found.items(), limit))
 
     def counts(self, link_id: int) -> dict[str, dict[str, int]]:
-        """Return how many tasks, answers and outbox items there are, by state; every state is named."""
+        """Return how many tasks, answers and outbox items (without notes) there are, by state; every state is named."""
         found: dict[str, dict[str, int]] = {}
         with self._database.read() as connection:
             for name, table, states in (
@@ -173,6 +173,8 @@ class Exchange(LinkedTasks, LinkedAnswers, Outbox):
                 ("outbox", outbox, OUTBOX_STATES),
             ):
                 query = select(table.c.state, func.count()).where(table.c.link_id == link_id).group_by(table.c.state)
+                if table is outbox:
+                    query = query.where(outbox.c.kind.not_in(NOTES))
                 numbers = {str(state): int(number) for state, number in connection.execute(query)}
                 found[name] = dict.fromkeys(states, 0) | numbers
         return found

@@ -13,6 +13,9 @@ from annotator.store.pacing import Paced
 from annotator.store.tables import exchange_links as links
 from annotator.store.tables import exchange_outbox as outbox
 
+LOOK, VERSION = "look", "version"
+NOTES = (LOOK, VERSION)
+"""Kinds that remember something for the next sync and wait for nothing."""
 _CHUNK = 500
 _COLUMNS = (
     outbox.c.id,

@@ -94,6 +94,7 @@ def test_from_link_to_unlink(typed: Typed, workspace: Workspace, studio: Studio,
 
     told = typed.told("status", "--check")
     assert (told["tasks"]["open"], told["tasks"]["answered"], told["answers"]["linked"]) == (2, 2, 2)
+    assert told["outbox"] == {"waiting": 0, "dead": 0}, "what the sync only remembers does not wait"
     assert (told["server"]["tasks"], told["server"]["annotations"]) == (FACES, 2)
     typed.ok("status", "--check")
     assert "is not linked any more" in typed.ok("unlink")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from annotator.errors import LabelStudioError
@@ -17,6 +18,7 @@ from annotator.labelstudio.tasks import push as pushing
 from annotator.labelstudio.tasks.pictures import named
 from annotator.labelstudio.tasks.push import plan_push, push, push_due
 from annotator.labelstudio.tasks.push_report import PushReport
+from annotator.labelstudio.tasks.versions import Versions
 from annotator.labelstudio.tasks.wanted import UNREAD
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -176,6 +178,17 @@ def test_a_picture_that_is_gone_does_not_hold_up_the_others(bench: Bench) -> Non
     assert bench.rows[2] in bench.rows_there()
 
 
+def test_small_copies_in_place_of_originals_are_told(bench: Bench) -> None:
+    shards = bench.workspace.folder("cache") / "48"
+    shards.mkdir()
+    np.save(shards / f"pixels-{0:09d}-{40:09d}.npy", np.full((40, 48, 48, 3), 7, dtype=np.uint8))
+    for number in (1, 3):
+        (bench.images / f"{number}.png").unlink()
+    report = run(bench)
+    assert report.pushed == 10
+    assert [line for line in report.warnings if line.startswith("2 of the pictures are the small cached copies")]
+
+
 class Picky(Proxy):
     """Refuses imports in which one word stands."""
 
@@ -300,7 +313,8 @@ def test_killed_at_any_moment_the_next_push_completes_it(bench: Bench, studio: S
     bench.check(bench.rows, version)
     assert uploads(bench) == ids_of(bench, bench.rows)
     counts = bench.store.exchange.counts(bench.link.id)
-    assert counts["outbox"] == {"waiting": 1, "dead": 0}, "nothing but the version that is shown"
+    assert counts["outbox"] == {"waiting": 0, "dead": 0}
+    assert list(Versions(bench.store.exchange, bench.server, bench.link).ours()) == [bench.shown_version()]
     assert set(bench.server.model_versions(bench.project_id)) == {version}
 
 

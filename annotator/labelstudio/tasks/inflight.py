@@ -16,9 +16,10 @@ from annotator.labelstudio.api.server import Server, among
 from annotator.labelstudio.tasks.sending import patiently
 from annotator.records import ImageRecord
 from annotator.store import LabelStore
+from annotator.store.exchange_outbox import LOOK
 from annotator.store.exchange_records import Link, LinkedTask, OutboxItem, Shown
 
-FACE, LOOK = "push", "look"
+FACE = "push"
 IMAGE_ID, OURS = "image_id", "annotator"
 LATE_SECONDS = 60.0
 """How long after a lost answer its request may still be carried out."""

@@ -13,7 +13,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from annotator.errors import InputError, NotFoundError
-from annotator.face_pictures import FacePictures
+from annotator.face_pictures import FaceFile, FacePictures
 from annotator.labelstudio.api.server import Server
 from annotator.labelstudio.tasks.sending import Sent, patiently, send
 from annotator.records import ImageRecord
@@ -43,12 +43,16 @@ class Placed:
 
 @dataclass(slots=True)
 class Placing:
-    """What became of some pictures, by image id. `gone`: there is none to be had; `later`: the server fails on it."""
+    """What became of some pictures, by image id. `gone`: there is none to be had; `later`: the server fails on it.
+
+    stand_ins: how many are the small cached copy, because the original is away.
+    """
 
     placed: dict[str, Placed] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
     later: dict[str, str] = field(default_factory=dict)
     unsure: bool = False
+    stand_ins: int = 0
 
 
 class TaskPictures(Protocol):
@@ -204,23 +208,24 @@ def read_faces(
 ) -> Iterator[tuple[str, tuple[str, bytes, str]]]:
     """Yield (image id, (name, content, type)) of pictures as people see them here; note those that are gone."""
 
-    def read(image: ImageRecord) -> tuple[str, bytes, str] | str:
+    def read(image: ImageRecord) -> FaceFile | str:
         try:
-            file = faces.read(image)
+            return faces.read(image)
         except NotFoundError as error:
             return str(error)
-        return f"{image.image_id}{_SUFFIXES[file.media_type]}", file.data, file.media_type
 
     # Cutting a face out of a photo takes as long as decoding it; for whole files threads would only be in the way.
     with ThreadPoolExecutor(_READERS, "task-pictures") as cutters:
         for start in range(0, len(images), _FILES):
             chunk = images[start : start + _FILES]
             found = cutters.map(read, chunk) if any(image.crop for image in chunk) else map(read, chunk)
-            for image, picture in zip(chunk, found, strict=True):
-                if isinstance(picture, str):
-                    placing.gone[image.image_id] = picture
-                else:
-                    yield image.image_id, picture
+            for image, file in zip(chunk, found, strict=True):
+                if isinstance(file, str):
+                    placing.gone[image.image_id] = file
+                    continue
+                placing.stand_ins += file.stands_in
+                name = f"{image.image_id}{_SUFFIXES[file.media_type]}"
+                yield image.image_id, (name, file.data, file.media_type)
 
 
 def named(file: str) -> str | None:

@@ -152,6 +152,7 @@ class _Push:
         self._unsure = False
         self._search = False
         self._after = 0
+        self._stand_ins = 0
         self._again: dict[int, int] = {}
         self._keeper: ThreadPoolExecutor
         self._keeping: Future[None] | None = None
@@ -279,6 +280,7 @@ class _Push:
     def _prepare(self, part: list[Wanted], version: str) -> list[_Prepared]:
         placing = self._pictures.place([item.image for item in part], search=self._search)
         self._unsure |= placing.unsure
+        self._stand_ins += placing.stand_ins
         made = []
         for item in part:
             image = item.image
@@ -334,13 +336,19 @@ class _Push:
         self._link = replace(self._link, model_version=version)
 
     def _warnings(self, coming: int) -> tuple[str, ...]:
+        said = []
         number = int(self._server.project(self._link.project_id).get("task_number") or 0) + coming
-        if number <= MANY_TASKS:
-            return ()
-        return (
-            f"the project has {number:,} tasks; above {MANY_TASKS:,} Label Studio takes a second and more to find the "
-            "next one: export and delete answered tasks, or link a new project",
-        )
+        if number > MANY_TASKS:
+            said.append(
+                f"the project has {number:,} tasks; above {MANY_TASKS:,} Label Studio takes a second and more to find "
+                "the next one: export and delete answered tasks, or link a new project"
+            )
+        if self._stand_ins:
+            said.append(
+                f"{self._stand_ins} of the pictures are the small cached copies: the originals are not where they were "
+                "imported from"
+            )
+        return tuple(said)
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)

@@ -12,12 +12,11 @@ from annotator.errors import LabelStudioError
 from annotator.labelstudio.api.filters import annotated, since
 from annotator.labelstudio.api.server import Server
 from annotator.store.exchange import Exchange
+from annotator.store.exchange_outbox import VERSION
 from annotator.store.exchange_records import Link
 
 log = logging.getLogger(__name__)
 
-VERSION = "version"
-"""The kind of the notes in the outbox; one stays for as long as its version is shown."""
 QUIET = timedelta(minutes=2)
 _ALL = 1_000_000
 
@@ -29,7 +28,7 @@ class Versions:
         self._exchange, self._server, self._link = exchange, server, link
 
     def ours(self) -> dict[str, int]:
-        """Return every version that we have made, with the id of its note."""
+        """Return every version that we have made, with the id of its note in the outbox."""
         items = self._exchange.due(self._link.id, [VERSION], datetime.max.replace(tzinfo=UTC), _ALL)
         return {str(item.payload["version"]): item.id for item in items}
 
