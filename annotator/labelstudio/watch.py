@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from annotator.errors import RefusedError, UnreachableError
+from annotator.errors import RefusedError, UnreachableError, WorkspaceError
 from annotator.labelstudio.answers.sync import sync_once
 from annotator.labelstudio.api.server import Server
 from annotator.labelstudio.report import SyncReport
-from annotator.labelstudio.tasks.push import push, push_due
+from annotator.labelstudio.tasks.due import PushMemory
+from annotator.labelstudio.tasks.push import push
 from annotator.labelstudio.tasks.versions import Versions
 from annotator.labelstudio.wake import Wake
 from annotator.settings import Workspace
@@ -58,6 +59,7 @@ class Watch:
         self._told = told
         self._report = SyncReport(workspace)
         self._wake = Wake(workspace)
+        self._memory = PushMemory()
         self._full_wanted, self._full_at = True, time.monotonic()
         self._pause = 0.0
 
@@ -83,6 +85,8 @@ class Watch:
             self.cycle(link)
         except UnreachableError as error:
             self._step_back(f"Label Studio does not answer: {error}")
+        except WorkspaceError as error:  # a full disk, a database that is being restarted
+            self._step_back(str(error))
         except RefusedError as error:
             if error.status in _LOCKED_OUT:
                 raise
@@ -101,9 +105,9 @@ class Watch:
             Versions(self._store.exchange, self._server, link).sweep()
         if news:
             self._told(news.summary())
-        if push_due(self._workspace, self._store, link):
+        if self._memory.due(self._store, link):
             self._report.say("syncing")
-            pushed = push(*parts)
+            pushed = push(*parts, memory=self._memory)
             if pushed:
                 self._told(pushed.summary())
 

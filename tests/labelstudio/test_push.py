@@ -15,8 +15,9 @@ from annotator.errors import LabelStudioError
 from annotator.labelstudio.answers.sync import sync_once
 from annotator.labelstudio.tasks import inflight, sending
 from annotator.labelstudio.tasks import push as pushing
+from annotator.labelstudio.tasks.due import PushMemory
 from annotator.labelstudio.tasks.pictures import named
-from annotator.labelstudio.tasks.push import plan_push, push, push_due
+from annotator.labelstudio.tasks.push import plan_push, push
 from annotator.labelstudio.tasks.push_report import PushReport
 from annotator.labelstudio.tasks.versions import Versions
 from annotator.labelstudio.tasks.wanted import UNREAD
@@ -84,9 +85,9 @@ def test_tasks_that_were_there_before_get_predictions(
         data = [{"image": "x", "reason": "", "image_id": bench.image_id(row)} for row in bench.rows[:3]]
         server.import_tasks(bench.project_id, [{"data": item} for item in data])
         make_link(workspace, sqlite_store, server, project_id=bench.project_id)
-        assert not push_due(workspace, sqlite_store, bench.link), "no model has read the faces"
+        assert not PushMemory().due(sqlite_store, bench.link), "no model has read the faces"
         version = bench.publish(bench.rows[::-1])
-        assert push_due(workspace, sqlite_store, bench.link)
+        assert PushMemory().due(sqlite_store, bench.link)
         report = run(bench)
         assert (report.pushed, report.renewed) == (0, 3)
         bench.check(bench.rows[:3], version)
@@ -344,29 +345,31 @@ def test_more_tasks_than_label_studio_serves_well_are_warned_of(bench: Bench, mo
 
 
 def test_a_watch_pushes_only_when_there_is_a_reason(bench: Bench) -> None:
+    memory = PushMemory()
+
     def due() -> bool:
-        return push_due(bench.workspace, bench.store, bench.link)
+        return memory.due(bench.store, bench.link)
 
     bench.publish(bench.rows)
     assert due()
-    run(bench)
+    run(bench, memory=memory)
     assert not due()
     gone = [int(task["id"]) for task in bench.there()[:3]]
     bench.store.exchange.set_task_state(bench.link.id, gone[:2], "gone")
     assert not due(), "four fifths are still open"
     bench.store.exchange.set_task_state(bench.link.id, gone, "gone")
     assert due()
-    run(bench)
+    run(bench, memory=memory)
     bench.publish(bench.rows)
     assert not due(), "a newer generation of the same encoder can wait"
     alice = bench.store.accounts.add("alice", "annotator", "hash")
     bench.answer(alice, bench.rows[5])
     assert due(), "an open task may be decided"
-    run(bench)
+    run(bench, memory=memory)
     assert not due()
     bench.store.exchange.update_link(bench.link.id, settings=bench.link.settings | {"top_k": 100})
     assert due()
-    run(bench)
+    run(bench, memory=memory)
     assert not due(), "the queue has no more faces"
     bench.answer(alice, bench.rows[-1])
     assert due()

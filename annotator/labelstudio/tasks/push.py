@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from annotator.face_pictures import FacePictures
 from annotator.ingest.cache import Progress
 from annotator.labelstudio.api.server import Server
+from annotator.labelstudio.tasks.due import PushMemory, top_k
 from annotator.labelstudio.tasks.inflight import Flight, Flights
 from annotator.labelstudio.tasks.pictures import task_pictures
 from annotator.labelstudio.tasks.predicting import Predictor
@@ -25,7 +25,7 @@ from annotator.labelstudio.tasks.push_report import PushPlan, PushReport
 from annotator.labelstudio.tasks.refresh import Renewal, Renewing, base, version_due
 from annotator.labelstudio.tasks.sending import in_batches, patiently, send
 from annotator.labelstudio.tasks.wanted import QueueView, Wanted
-from annotator.labelstudio.tasks.withdraw import ERASE, plan_withdraw, withdraw
+from annotator.labelstudio.tasks.withdraw import plan_withdraw, withdraw
 from annotator.records import ImageRecord
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -38,10 +38,7 @@ BATCH = 2_000
 FIRST_BATCH = 250
 MANY_TASKS = 100_000
 """Above this many tasks Label Studio itself becomes slow to answer what comes next."""
-FILL_BELOW = 0.8
-"""The share of `top_k` below which a watch fills up: every filling renews the predictions of all open tasks."""
 _SHOWN = 20
-_TOUCHED = 1_000
 
 
 def push(
@@ -52,8 +49,9 @@ def push(
     *,
     progress: Progress | None = None,
     limit: int | None = None,
+    memory: PushMemory | None = None,
 ) -> PushReport:
-    """Fill the project up to `top_k` open tasks, at most `limit` new ones.
+    """Fill the project up to `top_k` open tasks, at most `limit` new ones; `memory` learns what was found.
 
     Raises:
         UnreachableError: the server does not answer; what is done stays done, and the next push goes on.
@@ -62,7 +60,7 @@ def push(
     """
     running = _Push(workspace, store, server, link, progress)
     try:
-        return running.run(limit)
+        return running.run(limit, memory)
     finally:
         running.close()
 
@@ -76,52 +74,6 @@ def plan_push(
         return running.plan(limit)
     finally:
         running.close()
-
-
-def push_due(workspace: Workspace, store: LabelStore, link: Link) -> bool:
-    """Tell cheaply whether a watch should push: too few open tasks, a new snapshot, something to take back or erase.
-
-    Where the last push found no more faces, the next waits until something has happened.
-    """
-    exchange, memory = store.exchange, _memories.setdefault(store, _Memory())
-    if exchange.tasks(link.id, limit=1, states=ERASE) or version_due(store, link):
-        return True
-    num_open, _ = exchange.open_mark(link.id)
-    if num_open < FILL_BELOW * _top_k(link) and not memory.still_dry(store):
-        return True
-    seq = store.last_seq()
-    touched = exchange.touched_rows(link.id, memory.looked, seq, _TOUCHED) if seq != memory.looked else {}
-    of_rows = exchange.tasks_of_rows(link.id, touched)
-    if len(touched) == _TOUCHED or any(task.state == "open" for tasks in of_rows.values() for task in tasks):
-        return True
-    memory.looked = seq
-    return False
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What a process remembers of its last push: what it knew, and whether no face was left.
-
-    looked: up to this annotation nobody has answered a face whose task is open.
-    """
-
-    looked: int = 0
-    seq: int = 0
-    generation: int | None = None
-    size: int = 0
-    dry: bool = False
-
-    def still_dry(self, store: LabelStore) -> bool:
-        current = store.learning.current_generation()
-        same = (store.last_seq(), current.id if current else None) == (self.seq, self.generation)
-        return self.dry and same and not len(store.images.table(self.size).rows)
-
-
-_memories: "WeakKeyDictionary[LabelStore, _Memory]" = WeakKeyDictionary()
-
-
-def _top_k(link: Link) -> int:
-    return int(link.settings.get("top_k", 1000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +112,7 @@ class _Push:
     def close(self) -> None:
         self._faces.close()
 
-    def run(self, limit: int | None) -> PushReport:
+    def run(self, limit: int | None, memory: PushMemory | None) -> PushReport:
         self._recover()
         view = QueueView.read(self._workspace, self._store)
         back = withdraw(self._workspace, self._store, self._server, self._link, view=view, progress=self._progress)
@@ -175,8 +127,9 @@ class _Push:
         self._flights.looked(unsure=self._unsure)
         for warning in self._warnings(0):
             self._warn(warning)
-        scores = view.order.scores
-        _memories[self._store] = _Memory(view.book.seq, view.book.seq, scores.id if scores else None, view.size, dry)
+        if memory is not None:
+            scores = view.order.scores
+            memory.note(view.book.seq, scores.id if scores else None, view.size, dry=dry)
         return self._report
 
     def plan(self, limit: int | None) -> PushPlan:
@@ -188,7 +141,7 @@ class _Push:
         renewed = (wanted or version_due(self._store, self._link)) and (now is None or base(now) != view.version)
         return PushPlan(
             open_tasks=open_tasks,
-            top_k=_top_k(self._link),
+            top_k=top_k(self._link),
             version_now=now,
             version=view.version,
             to_push=len(wanted),
@@ -210,7 +163,7 @@ class _Push:
 
     def _wanted(self, view: QueueView, limit: int | None, freed: Collection[int] = ()) -> tuple[list[int], bool]:
         """Return the rows of the faces to push, and whether the queue has no more."""
-        room = max(_top_k(self._link) - self._open() + len(freed), 0)
+        room = max(top_k(self._link) - self._open() + len(freed), 0)
         count = room if limit is None else min(room, limit)
         exchange = self._store.exchange
         self._again, waiting = self._flights.put_off_until_now()
