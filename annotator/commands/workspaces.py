@@ -144,6 +144,12 @@ def status(ws: WorkspaceArg, as_json: JsonFlag = False) -> None:
     out.print(f"{'annotations':>12}: {data['annotations']}", markup=False)
     for method, told in data["methods"].items():
         out.print(f"{'method':>12}: {method}: {chain_line(told)}", markup=False)
+    if (link := data["labelstudio"]) is not None:
+        at = f"in step at {link['synced_at']}" if link["synced_at"] else "not synced yet"
+        told = (
+            f"{link['title']!r} of {link['url']}, {link['tasks']['open']} tasks open there, sync {link['state']}, {at}"
+        )
+        out.print(f"{'labelstudio':>12}: {told}", markup=False)
 
 
 def export(

@@ -67,7 +67,9 @@ def typed(workspace: Workspace, zygote: Zygote, studio: Studio) -> Typed:
     return Typed(zygote, workspace.root.parent, studio.admin.token)
 
 
-def test_from_link_to_unlink(typed: Typed, workspace: Workspace, studio: Studio, people: People) -> None:
+def test_from_link_to_unlink(
+    typed: Typed, zygote: Zygote, workspace: Workspace, studio: Studio, people: People
+) -> None:
     users = ("--user", f"{people.ann.email}=ann", "--user", f"{people.ben.email}=ben")
     assert "made and linked" in typed.ok("link", studio.url, "--title", "typed faces", *users)
     project = typed.told("status")["project_id"]
@@ -76,6 +78,8 @@ def test_from_link_to_unlink(typed: Typed, workspace: Workspace, studio: Studio,
     assert typed.told("push", "--dry-run")["push"]["to_push"] == FACES
     assert typed.told("status")["tasks"]["open"] == 0, "a dry run changes nothing"
     assert "4 pushed" in typed.ok("push")
+    whole = zygote.run(["annotator", "status", "ws"], workspace.root.parent).stdout
+    assert f"'typed faces' of {studio.url}, 4 tasks open there, sync off" in whole
     assert "nothing to push" in typed.ok("push")
 
     with studio.server() as server:
