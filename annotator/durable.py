@@ -1,7 +1,9 @@
-"""Making files durable: written, flushed to disk, and their names too."""
+"""Files that outlive a crash: written, flushed to disk, and their names too; and read, whatever a crash has left."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def sync_folder(folder: Path) -> None:
@@ -22,3 +24,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, empty when there is no such file or no object in it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from annotator.durable import sync_folder
+from annotator.durable import read_object, sync_folder
 from annotator.errors import AnnotatorError, InputError
 from annotator.features import EncoderInfo, FeatureShards
 from annotator.settings import POOL, RANDOM, SHIPPED, TIMM, Workspace
@@ -182,7 +182,7 @@ def pretraining(workspace: Workspace) -> dict[str, Any]:
     runs = [p for p in workspace.folder("runs").glob(f"{RUN_PREFIX}*") if p.is_dir()]
     if runs:
         run = max(runs, key=lambda path: path.name)
-        told = _read(run / "progress.json")
+        told = read_object(run / "progress.json")
         failed = (run / "failed.json").exists()
         return {
             "state": "failed" if failed else "running",
@@ -210,11 +210,3 @@ def read_curve(path: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return points
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

@@ -1,10 +1,10 @@
 """The state of a workspace as one dictionary: what `annotator status` prints and `GET status` returns."""
 
-import json
 from typing import Any
 
 from annotator import encoders
 from annotator.chains import Standing, standings
+from annotator.durable import read_object
 from annotator.labelstudio.api.credentials import redact
 from annotator.labelstudio.report import sync_state
 from annotator.locks import lock_held
@@ -97,12 +97,6 @@ def _told(line: Standing) -> dict[str, Any]:
 
 def learner_state(workspace: Workspace) -> dict[str, Any]:
     """Return what the learner reports of itself, `{"state": "off"}` when none runs."""
-    path = workspace.root / "learner.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return dict(_OFF)
-    if not isinstance(state, dict) or not lock_held(workspace.root / "learner.lock"):
-        # A learner that was killed leaves its last words behind.
-        return dict(_OFF)
-    return {**_OFF, **state}
+    # A learner that was killed leaves its last words behind.
+    running = lock_held(workspace.root / "learner.lock")
+    return {**_OFF, **(read_object(workspace.root / "learner.json") if running else {})}

@@ -3,9 +3,9 @@
 import json
 import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
+from annotator.durable import read_object
 from annotator.locks import lock_held
 from annotator.settings import Workspace
 
@@ -19,7 +19,7 @@ class SyncReport:
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.root / REPORT
-        self._synced_at: str | None = _read(self._path).get("synced_at")
+        self._synced_at: str | None = read_object(self._path).get("synced_at")
 
     def say(self, state: SyncState, message: str | None = None, *, synced: bool = False) -> None:
         """Replace the report atomically; `message` holds no secrets."""
@@ -33,16 +33,8 @@ class SyncReport:
 
 def sync_state(workspace: Workspace) -> dict[str, Any]:
     """Return the sync's own report: state (`off` where none runs), message, synced_at (ISO 8601) or None."""
-    said = _read(workspace.root / REPORT)
+    said = read_object(workspace.root / REPORT)
     state = {"state": "off", "message": None, "synced_at": said.get("synced_at")}
     if lock_held(workspace.root / LOCK):  # one that was killed leaves its last words behind
         state |= {"state": said.get("state", "off"), "message": said.get("message")}
     return state
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

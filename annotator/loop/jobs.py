@@ -1,10 +1,10 @@
 """Follow a filed job to its end: with the learner that runs, or as the learner where none does. There are never two."""
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+from annotator.durable import read_object
 from annotator.errors import LearnerError, WorkspaceBusyError
 from annotator.loop.learn import POLL_SECONDS, Learner, opened
 from annotator.records import Job
@@ -78,11 +78,7 @@ def _running(workspace: Workspace) -> bool:
 
 
 def _report(workspace: Workspace) -> dict[str, Any]:
-    try:
-        data = json.loads((workspace.root / "learner.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+    return read_object(workspace.root / "learner.json")
 
 
 def _tell(workspace: Workspace, progress: Progress | None) -> None:

@@ -61,10 +61,10 @@ class Pusher:
 
 
 @contextmanager
-def pusher(workspace: Path, url: str, token: str, batch: int) -> Iterator[Pusher]:
-    """Run the process for the time of the block."""
+def killable(module: str, token: str, *arguments: str) -> Iterator[Pusher]:
+    """Run a module as the process to be killed for the time of the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.labelstudio.killed", str(workspace), url, str(batch)],
+        [sys.executable, "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

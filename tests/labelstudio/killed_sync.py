@@ -5,14 +5,11 @@ Run as `python -m tests.labelstudio.killed_sync WORKSPACE URL`; the protocol is 
 
 import os
 import random
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from tests.labelstudio.killed import VARIABLE, Pusher
+from tests.labelstudio.killed import VARIABLE
 
 
 def main() -> None:
@@ -47,23 +44,6 @@ def _work(root: Path, url: str) -> None:
                 push(workspace, store, server, link)
             except LabelStudioError:
                 time.sleep(0.1)
-
-
-@contextmanager
-def syncer(workspace: Path, url: str, token: str) -> Iterator[Pusher]:
-    """Run the process for the time of the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.labelstudio.killed_sync", str(workspace), url],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {VARIABLE: token},
-    )
-    try:
-        yield Pusher(process)
-    finally:
-        process.kill()
-        process.wait()
 
 
 if __name__ == "__main__":

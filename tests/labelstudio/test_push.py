@@ -23,7 +23,7 @@ from annotator.labelstudio.tasks.versions import Versions
 from annotator.labelstudio.tasks.wanted import UNREAD
 from annotator.settings import Workspace
 from annotator.store import LabelStore
-from tests.labelstudio.killed import moments, pusher
+from tests.labelstudio.killed import killable, moments
 from tests.labelstudio.proxy import Fault, Proxy, answers, hangs_after, loses_answer, spoils_answer
 from tests.labelstudio.pushing import Bench, lease, linked, make_link, result
 from tests.labelstudio.studio import Studio
@@ -304,7 +304,9 @@ def test_killed_at_any_moment_the_next_push_completes_it(bench: Bench, studio: S
     settings = bench.link.settings | {"top_k": 40}
     bench.store.exchange.update_link(bench.link.id, settings=settings)
     killed = 0
-    with pusher(bench.workspace.root, studio.url, studio.admin.token, batch=5) as process:
+    with killable(
+        "tests.labelstudio.killed", studio.admin.token, str(bench.workspace.root), studio.url, "5"
+    ) as process:
         for number, seconds in enumerate(moments(3, 20, 0.7)):
             bench.publish(bench.rows if number % 2 else bench.rows[::-1])
             killed += process.push_and_kill(seconds)

@@ -22,7 +22,7 @@ from annotator.store import LabelStore
 from tests.labelstudio.busy import Busy, make_busy
 from tests.labelstudio.conftest import People
 from tests.labelstudio.hooks import Receiver
-from tests.labelstudio.killed_sync import syncer
+from tests.labelstudio.killed import killable
 from tests.labelstudio.pair import report_line
 from tests.labelstudio.proxy import Proxy, answers, delays, hangs, hangs_after, loses_answer, spoils_answer
 from tests.labelstudio.studio import Studio
@@ -56,7 +56,7 @@ def test_our_process_is_killed_at_random_moments(
         busy = make_busy(
             workspace, sqlite_store, studio, server, tmp_path / "faces", 60, ann=people.ann, ben=people.ben
         )
-        with syncer(workspace.root, studio.url, studio.admin.token) as process:
+        with killable("tests.labelstudio.killed_sync", studio.admin.token, str(workspace.root), studio.url) as process:
             for number in range(KILLS):
                 worker = threading.Thread(target=busy.work, args=(ACTS_PER_KILL,))
                 worker.start()
