@@ -12,14 +12,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/.installed-$(EXTRA) ## draw faces, open the labeling page on them
 	$(BIN)/annotator demo
 
-# The tests with Label Studio mostly wait for it: they run beside the others, and what they say comes at the end.
+# About half of the tests, by time: they run beside the others, and what they say comes at the end.
+BESIDE := tests/labelstudio tests/loop tests/test_readme.py
+
 test: $(VENV)/.installed-dev system ## run the tests
-	@$(BIN)/python -m pytest tests/labelstudio > $(VENV)/label-studio-tests.log 2>&1 & beside=$$!; \
-	trap 'kill $$beside' INT TERM; \
-	$(BIN)/python -m pytest --ignore tests/labelstudio; others=$$?; \
-	wait $$beside; labelstudio=$$?; \
-	echo "tests with Label Studio:"; cat $(VENV)/label-studio-tests.log; \
-	exit $$((others || labelstudio))
+	@$(BIN)/python -m pytest $(BESIDE) > $(VENV)/beside.log 2>&1 & half=$$!; \
+	trap 'kill $$half' INT TERM; \
+	$(BIN)/python -m pytest $(BESIDE:%=--ignore=%); others=$$?; \
+	wait $$half; beside=$$?; \
+	echo "beside them, $(BESIDE):"; cat $(VENV)/beside.log; \
+	exit $$((others || beside))
 
 check: $(VENV)/.installed-dev ## style, types, import rules
 	$(BIN)/ruff check .

@@ -139,3 +139,4 @@ def test_the_watch_ends_when_the_project_is_unlinked(pair: Pair) -> None:
         wait_for(lambda: sync_state(pair.workspace)["state"] == "watching")
         pair.store.exchange.close_link(pair.link.id)
         wait_for(lambda: any("unlinked" in line for line in told))
+    assert sync_state(pair.workspace)["state"] == "off"

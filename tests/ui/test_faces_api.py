@@ -122,7 +122,7 @@ def test_the_status_has_the_keys_of_the_command(served: Running) -> None:
     with served.client() as client:
         status = client.get("/api/v1/status").json()
     told = {"images", "faces", "annotations", "labels", "snapshots", "methods", "serving", "encoder", "queue"}
-    told |= {"learner", "you"}
+    told |= {"learner", "labelstudio", "you"}
     assert set(status) == told
     assert [m["snapshot"] for m in status["methods"].values()] == [None]
     assert {"pool", "val", "test", "quarantined", "leak", "duplicate_groups"} <= set(status["images"])
