@@ -51,30 +51,32 @@ def choose_workspace(context: typer.Context, ws: WorkspaceArg) -> None:
 
 
 @contextmanager
-def _server(context: typer.Context, url: str) -> Iterator[tuple["Workspace", "LabelStore", "Server"]]:
-    """Open the workspace and a server, as the only sync on the workspace."""
-    from annotator.labelstudio.api.credentials import api_key
-    from annotator.labelstudio.api.server import Server
+def _alone(context: typer.Context) -> Iterator[tuple["Workspace", "LabelStore"]]:
+    """Open the workspace as the only sync on it."""
     from annotator.labelstudio.report import LOCK
     from annotator.locks import only_one
 
-    with (
-        opened(context.obj) as (workspace, store),
-        only_one(workspace.root / LOCK, "sync"),
-        Server(url, api_key(url)) as server,
-    ):
-        yield workspace, store, server
+    with opened(context.obj) as (workspace, store), only_one(workspace.root / LOCK, "sync"):
+        yield workspace, store
+
+
+def _server(url: str) -> "Server":
+    """Return a client for a server; its key is looked up."""
+    from annotator.labelstudio.api.credentials import api_key
+    from annotator.labelstudio.api.server import Server
+
+    return Server(url, api_key(url))
 
 
 @contextmanager
 def _linked(context: typer.Context) -> Iterator[tuple["Workspace", "LabelStore", "Server", "Link"]]:
     """Open everything that a sync of the linked project needs."""
-    with opened(context.obj) as (_, store):
+    with _alone(context) as (workspace, store):
         active = store.exchange.link()
-    if active is None:
-        raise InputError(f"no project is linked; link one with: annotator sync {context.obj} labelstudio link URL")
-    with _server(context, active.url) as (workspace, opened_store, server):
-        yield workspace, opened_store, server, active
+        if active is None:
+            raise InputError(f"no project is linked; link one with: annotator sync {context.obj} labelstudio link URL")
+        with _server(active.url) as server:
+            yield workspace, store, server, active
 
 
 def _pairs(given: list[str] | None, option: str, form: str) -> dict[str, str]:
@@ -135,7 +137,7 @@ def link(
     """Make a project with our classes, adopt one, or bring the link up to date."""
     from annotator.labelstudio.linking.link import link as run
 
-    with _server(context, url) as (workspace, store, server):
+    with _alone(context) as (workspace, store), _server(url) as server:
         report = run(
             workspace,
             store,
@@ -192,7 +194,7 @@ def push(
         if again:
             err.print(f"given up before and tried again: {store.exchange.revive(active.id)}", markup=False)
         with progress_bar("pulling") as progress:
-            news = sync_once(workspace, store, server, active, progress=lambda done: progress(done, 0, ""))
+            news = sync_once(workspace, store, server, active, progress=progress)
         with progress_bar("pushing") as progress:
             report = run(workspace, store, server, active, limit=limit, progress=progress)
     if as_json:
@@ -219,7 +221,7 @@ def pull(
             print_json([asdict(line) for line in planned]) if as_json else show_planned(planned)
             return
         with progress_bar("pulling") as progress:
-            report = run(workspace, store, server, active, full=full, progress=lambda done: progress(done, 0, ""))
+            report = run(workspace, store, server, active, full=full, progress=progress)
     if as_json:
         print_json(asdict(report))
     else:
@@ -256,10 +258,7 @@ def status(
         told = link_status(workspace, store)
         link = store.exchange.link()
         if check and link is not None:
-            from annotator.labelstudio.api.credentials import api_key
-            from annotator.labelstudio.api.server import Server
-
-            with Server(link.url, api_key(link.url)) as server:
+            with _server(link.url) as server:
                 told["server"] = ask_server(server, link)
     if as_json:
         print_json(told)
@@ -278,11 +277,9 @@ def unlink(
 ) -> None:
     """End the link: webhook and ML backend are disconnected, every answer stays here."""
     from annotator.labelstudio.linking.unlink import unlink as run
-    from annotator.labelstudio.report import LOCK
-    from annotator.locks import only_one
 
     if leave:
-        with opened(context.obj) as (workspace, store), only_one(workspace.root / LOCK, "sync"):
+        with _alone(context) as (workspace, store):
             report = run(workspace, store, None, delete_project=delete_project)
     else:
         with _linked(context) as (workspace, store, server, _):

@@ -74,6 +74,15 @@ class Outbox(Paced):
         )
         return self._read_items(query.order_by(outbox.c.id).limit(limit))
 
+    def waiting(self, link_id: int, kinds: Collection[str], key: str | None = None) -> list[OutboxItem]:
+        """Return waiting items of these kinds, due or not, oldest first; with `key`, that one alone."""
+        query = select(*_COLUMNS).where(
+            outbox.c.link_id == link_id, outbox.c.state == "waiting", outbox.c.kind.in_(tuple(kinds))
+        )
+        if key is not None:
+            query = query.where(outbox.c.key == key)
+        return self._read_items(query.order_by(outbox.c.id))
+
     def done(self, ids: Collection[int]) -> None:
         """Drop items that were done."""
 

@@ -8,7 +8,6 @@ one commit; what is sent is decided anew from the state when its turn comes.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from annotator.consensus import COUNTING, voices
@@ -22,7 +21,6 @@ from annotator.store.decisions import FOREIGN
 from annotator.store.exchange_records import Link, LinkedAnswer, LinkedTask
 
 _ROWS, _MANY_ROWS = 200, 2_000
-_ALL = 1_000_000
 Kind = Literal["annotate", "edit", "retract"]
 KINDS: tuple[Kind, ...] = ("annotate", "edit", "retract")
 
@@ -66,8 +64,7 @@ def plan_outgoing(workspace: Workspace, store: LabelStore, server: Server, link:
     """Return what would be sent, and send and write nothing; what waits in the outbox already is among it."""
     linked = Linked.of(workspace, store, server, link)
     rows = {row for batch, _ in _touched(linked, linked.link.sent_seq, store.last_seq()) for row in batch}
-    ever = datetime.max.replace(tzinfo=UTC)
-    rows |= {int(item.payload["row"]) for item in store.exchange.due(link.id, KINDS, ever, _ALL)}
+    rows |= {int(item.payload["row"]) for item in store.exchange.waiting(link.id, KINDS)}
     return [_planned(intent) for intent in intents_of(linked, rows).intents]
 
 

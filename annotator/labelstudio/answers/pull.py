@@ -11,11 +11,12 @@ Some changes leave no trace in `updated_at`: a deleted task, a server that was k
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from annotator.errors import AnnotatorError
+from annotator.ingest.cache import Progress
 from annotator.labelstudio.answers.changes import OVERLAP, Task, ahead, changed_tasks, moment, named_tasks
 from annotator.labelstudio.answers.comparison import compare_ids
 from annotator.labelstudio.answers.doubles import find_doubles
@@ -32,7 +33,6 @@ FULL_OVERLAP = timedelta(minutes=2)
 _STEP = timedelta(seconds=10)
 """The cursor of a quiet project is written no oftener than it moves by this."""
 _ASIDE = 10_000
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def pull(
         server: the linked server.
         link: the active link.
         full: compare all ids as well.
-        progress: called with the number of tasks read so far.
+        progress: called with the number of tasks read so far, 0 for a total that is not known, and what they are.
 
     Raises:
         UnreachableError: the server does not answer; what was read until then is stored.
@@ -216,7 +216,7 @@ class _Pass:
         """Store what is different about a page."""
         self._counts["tasks"] += len(page)
         if self._progress is not None and page:
-            self._progress(self._counts["tasks"])
+            self._progress(self._counts["tasks"], 0, "tasks")
         for batch in self.judged(page):
             self._store(batch)
         self._set_states(page)

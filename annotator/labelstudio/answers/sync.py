@@ -18,10 +18,11 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
+from annotator.ingest.cache import Progress
 from annotator.labelstudio.answers.linked import Linked
 from annotator.labelstudio.answers.outbox import SentReport, deliver
 from annotator.labelstudio.answers.outgoing import enqueue_outgoing
-from annotator.labelstudio.answers.pull import Progress, PullReport, pull
+from annotator.labelstudio.answers.pull import PullReport, pull
 from annotator.labelstudio.api.server import Server
 from annotator.settings import Workspace
 from annotator.store import LabelStore
@@ -74,7 +75,7 @@ def sync_once(
         server: the linked server.
         link: the active link.
         full: compare all ids and go through all answered faces as well.
-        progress: called with the number of tasks read so far.
+        progress: as for `pull`.
         seconds: how long to go on sending before the rest is left to the next time; it takes about 20 a second.
 
     Raises:

@@ -26,7 +26,6 @@ LATE_SECONDS = 60.0
 TRIES = 5
 """Pushes that may fail on a face before it is given up."""
 _FIRST_WAIT = timedelta(minutes=1)
-_EVER = datetime.max.replace(tzinfo=UTC)
 _ALL = 1_000_000
 _CHECKED = 100
 _ANNOTATED = ("total_annotations", "cancelled_annotations")
@@ -77,7 +76,7 @@ class Flights:
 
     def put_off_until_now(self) -> tuple[dict[int, int], set[int]]:
         """Return the outbox items of faces that may be tried again by row, and the rows that must wait."""
-        items = self._due([FACE], _EVER)
+        items = self._exchange.waiting(self._link.id, [FACE])
         now = datetime.now(UTC)
         again = {int(item.payload["row"]): item.id for item in items if item.not_before <= now}
         return again, {int(item.payload["row"]) for item in items} - again.keys()
@@ -108,9 +107,8 @@ class Flights:
     def _fail(self, image: ImageRecord, fail: Callable[[OutboxItem], None]) -> None:
         key = f"{FACE}:{image.image_id}"
         self._exchange.enqueue(self._link.id, [(FACE, key, {"row": image.row, IMAGE_ID: image.image_id})])
-        for item in self._due([FACE], _EVER):
-            if item.key == key:
-                fail(item)
+        for item in self._exchange.waiting(self._link.id, [FACE], key):
+            fail(item)
 
     def look_above(self) -> int:
         """Note that tasks above the project's highest id may be ours from now on; return that id."""
@@ -123,7 +121,7 @@ class Flights:
 
     def looks(self) -> list[OutboxItem]:
         """Return the looks that are not over."""
-        return self._due([LOOK], _EVER)
+        return self._exchange.waiting(self._link.id, [LOOK])
 
     def looked(self, *, unsure: bool) -> None:
         """End the looks; where an answer was missed, keep them until nothing can arrive late any more."""
@@ -174,9 +172,6 @@ class Flights:
             return self._images.by_id(image_id)
         except NotFoundError:
             return None
-
-    def _due(self, kinds: Sequence[str], now: datetime) -> list[OutboxItem]:
-        return self._exchange.due(self._link.id, kinds, now, _ALL)
 
 
 def delete_unanswered(server: Server, link: Link, task_ids: Sequence[int]) -> tuple[list[int], list[int]]:

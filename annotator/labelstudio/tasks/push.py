@@ -217,16 +217,19 @@ class _Push:
 
     def _prepared(self, view: QueueView, wanted: Sequence[int], version: str) -> Iterator[list[_Prepared]]:
         """Yield batches, first a small one; the next is made while the server works, unless that has to help."""
+
+        def prepare(part: Sequence[int]) -> list[_Prepared]:
+            return self._prepare(view.tell(part), version)
+
         first = min(FIRST_BATCH, BATCH)
         parts = iter([list(wanted[:first]), *in_batches(wanted[first:], BATCH)])
         if not self._pictures.by_themselves:
-            yield from (self._prepare(view.tell(part), version) for part in parts)
+            yield from map(prepare, parts)
             return
         with ThreadPoolExecutor(1, "push-ahead") as ahead:
-            make = lambda part: self._prepare(view.tell(part), version)  # noqa: E731
-            coming = ahead.submit(make, next(parts))
+            coming = ahead.submit(prepare, next(parts))
             for part in parts:
-                ready, coming = coming.result(), ahead.submit(make, part)
+                ready, coming = coming.result(), ahead.submit(prepare, part)
                 yield ready
             yield coming.result()
 

@@ -18,7 +18,6 @@ from annotator.store.exchange_records import Link
 log = logging.getLogger(__name__)
 
 QUIET = timedelta(minutes=2)
-_ALL = 1_000_000
 
 
 class Versions:
@@ -29,7 +28,7 @@ class Versions:
 
     def ours(self) -> dict[str, int]:
         """Return every version that we have made, with the id of its note in the outbox."""
-        items = self._exchange.due(self._link.id, [VERSION], datetime.max.replace(tzinfo=UTC), _ALL)
+        items = self._exchange.waiting(self._link.id, [VERSION])
         return {str(item.payload["version"]): item.id for item in items}
 
     def count(self, version: str) -> int:
@@ -66,9 +65,10 @@ class Versions:
 
     def sweep(self) -> None:
         """Delete what earlier refreshes had to leave, if nobody is answering; asks nothing while there is none."""
-        if len(self.ours()) > 1:
+        ours = self.ours()
+        if len(ours) > 1:
             shown = self._server.project(self._link.project_id).get("model_version")
-            if shown in self.ours():
+            if shown in ours:
                 self.tidy(keep=shown)
 
     def quiet(self) -> bool:
